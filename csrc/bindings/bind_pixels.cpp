@@ -1,0 +1,88 @@
+// lp_pixels_cpu, lp_pixels_cuda and the sizes of their workspaces.
+#include "bindings/bind.h"
+#include "pixels/pixels.h"
+
+namespace ovs::bindings {
+namespace {
+
+PixelsParams read_params(Fields& f) {
+    PixelsParams p;
+    p.scores = f.pointer<const void>("scores");
+    p.guide = f.pointer<const void>("guide");
+    p.groups = f.pointer<const int32_t>("groups");
+    p.out = f.pointer<void>("out");
+    p.labels = f.pointer<void>("labels");
+    p.iterations = f.pointer<int32_t>("iterations");
+    p.residuals = f.pointer<double>("residuals");
+    p.batch = f.value<int64_t>("batch");
+    p.num_classes = f.value<int64_t>("num_classes");
+    p.num_groups = f.value<int64_t>("num_groups");
+    p.height = f.value<int64_t>("height");
+    p.width = f.value<int64_t>("width");
+    p.num_features = f.value<int64_t>("num_features");
+    p.label_bytes = f.value<int>("label_bytes");
+    p.window = f.value<int>("window");
+    p.tau = f.value<double>("tau");
+    p.alpha = f.value<double>("alpha");
+    p.tol = f.value<double>("tol");
+    p.max_iter = f.value<int>("max_iter");
+    p.lab = f.value<bool>("lab");
+    p.class_chunk = f.value<int>("class_chunk");
+    p.mode = f.enumeration<SolveMode>("mode");
+    return p;
+}
+
+void run_cpu(const py::kwargs& kwargs) {
+    Fields f(kwargs);
+    const PixelsParams p = read_params(f);
+    const auto dtype = f.enumeration<DType>("dtype");
+    void* const workspace = f.pointer<void>("workspace");
+    const auto bytes = f.value<std::size_t>("workspace_bytes");
+    const int threads = f.value<int>("num_threads");
+    const auto isa = f.enumeration<CpuIsa>("isa");
+    f.done();
+    const py::gil_scoped_release release;
+    lp_pixels_cpu(p, dtype, workspace, bytes, threads, isa);
+}
+
+std::size_t cpu_workspace_bytes(const py::kwargs& kwargs) {
+    Fields f(kwargs);
+    const PixelsParams p = read_params(f);
+    const auto dtype = f.enumeration<DType>("dtype");
+    f.done();
+    return lp_pixels_cpu_workspace_bytes(p, dtype);
+}
+
+#ifdef OVS_WITH_CUDA
+void run_cuda(const py::kwargs& kwargs) {
+    Fields f(kwargs);
+    const PixelsParams p = read_params(f);
+    void* const workspace = f.pointer<void>("workspace");
+    const auto bytes = f.value<std::size_t>("workspace_bytes");
+    const int device = f.value<int>("device");
+    void* const stream = f.pointer<void>("stream");
+    f.done();
+    const py::gil_scoped_release release;
+    lp_pixels_cuda(p, workspace, bytes, device, stream);
+}
+
+std::size_t cuda_workspace_bytes(const py::kwargs& kwargs) {
+    Fields f(kwargs);
+    const PixelsParams p = read_params(f);
+    f.done();
+    return lp_pixels_cuda_workspace_bytes(p);
+}
+#endif
+
+}  // namespace
+
+void bind_pixels(py::module_& m) {
+    m.def("lp_pixels_cpu", &run_cpu);
+    m.def("lp_pixels_cpu_workspace_bytes", &cpu_workspace_bytes);
+#ifdef OVS_WITH_CUDA
+    m.def("lp_pixels_cuda", &run_cuda);
+    m.def("lp_pixels_cuda_workspace_bytes", &cuda_workspace_bytes);
+#endif
+}
+
+}  // namespace ovs::bindings

@@ -1,0 +1,56 @@
+// The compiled module ovs_kernels._C: build information and one bind_<family> per family.
+#include <pybind11/pybind11.h>
+
+#include "bindings/bind.h"
+#include "common/error.h"
+
+#ifndef OVS_MODULE_NAME
+#define OVS_MODULE_NAME _C  // the test emulator builds the same file as _C_emulated
+#endif
+
+namespace ovs::bindings {
+namespace {
+
+py::dict build_info() {
+    py::dict info;
+    info["version"] = OVS_VERSION;
+    info["build_type"] = OVS_BUILD_TYPE;
+    info["compiler"] = OVS_COMPILER;
+    info["openmp"] = static_cast<bool>(OVS_HAS_OPENMP);
+    info["cuda"] = OVS_CUDA_VERSION;
+    info["cuda_archs"] = OVS_CUDA_ARCHS;
+    info["isa_levels"] = OVS_ISA_LEVELS;
+    return info;
+}
+
+// The best compiled level that this processor runs, as the number in CpuIsa.
+int detected_isa() {
+#if defined(OVS_X86_LEVELS)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) return 4;
+    if (__builtin_cpu_supports("x86-64-v3")) return 3;
+    if (__builtin_cpu_supports("x86-64-v2")) return 2;
+    return -1;
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+}  // namespace ovs::bindings
+
+PYBIND11_MODULE(OVS_MODULE_NAME, m) {
+    namespace py = pybind11;
+    py::register_exception_translator([](std::exception_ptr error) {
+        try {
+            if (error) std::rethrow_exception(error);
+        } catch (const ovs::InvalidArgument& e) {
+            py::set_error(PyExc_ValueError, e.what());
+        } catch (const ovs::CudaError& e) {
+            py::set_error(PyExc_RuntimeError, e.what());
+        }
+    });
+    m.def("build_info", &ovs::bindings::build_info);
+    m.def("detected_isa", &ovs::bindings::detected_isa);
+    ovs::bindings::bind_pixels(m);
+}

@@ -1,0 +1,393 @@
+// lp_pixels on a CPU, one image; compiled once per instruction-set level.
+//
+// 1. affinity   features, weights of half of the neighbours, degrees (pixels_affinity.h)
+// 2. per chunk of classes:
+//    pack       scores -> class-innermost state D^-1/2 Y, each class scaled by a power of two to near 1
+//    solve      official or exact, all classes of the chunk advanced together (pixels_stencil.h)
+//    unpack     D^1/2 state -> out, or its maximum into the labels
+//
+// Inner products: float sums over at most 128 pixels, then double partials per (strip, row), added in that order whatever
+// the number of threads.
+#include <limits>
+#include <type_traits>
+
+#include "pixels/pixels_affinity.h"
+#include "pixels/pixels_stencil.h"
+
+namespace ovs {
+namespace OVS_ISA {
+namespace {
+
+template <class T>
+class ImageSolver {
+public:
+    ImageSolver(const PixelsParams& p, void* workspace, std::size_t bytes, int threads)
+        : p_(p), g_(p), threads_(threads), workspace_(workspace, bytes), b_(p, g_, workspace_) {}
+
+    void run() {
+        build_affinity(p_, g_, b_, threads_);
+        start_output();
+        const int chunk = g_.chunk;
+        for (int64_t c0 = 0; c0 < p_.num_classes; c0 += chunk) {
+            first_class_ = c0;
+            classes_ = static_cast<int>(std::min<int64_t>(chunk, p_.num_classes - c0));
+            g_.chunk = static_cast<int>(round_up(classes_, kClassGranule));
+            scan_classes();
+            pack();
+            if (p_.mode == SolveMode::kOfficial) {
+                solve_official();
+            } else {
+                solve_exact();
+            }
+        }
+    }
+
+private:
+    static constexpr int kWide = kVectorBytes / sizeof(T);
+    static constexpr int kLanes = kWide > kClassGranule ? kClassGranule : kWide;  // for the memory-bound sweeps
+    using V = Vec<T, kLanes>;
+
+    const T* scores(int c) const {
+        return static_cast<const T*>(p_.scores) + (first_class_ + c) * g_.height * g_.width;
+    }
+    int64_t state_index(int64_t y, int64_t x) const { return (y * g_.pitch + g_.radius + x) * g_.chunk; }
+    int64_t halo_index(int64_t y, int64_t x) const { return state_index(y + g_.radius, x); }
+    int64_t degree_index(int64_t y, int64_t x) const { return y * g_.pitch + g_.radius + x; }
+
+    // Largest magnitude of each class, as a power of two, and whether all its scores are finite.
+    void scan_classes() {
+        const int64_t pixels = g_.height * g_.width;
+        parallel_for(classes_, threads_, [&](int64_t c) {
+            const T* y = scores(static_cast<int>(c));
+            T largest = 0, poison = 0;
+            for (int64_t i = 0; i < pixels; ++i) {
+                const T magnitude = y[i] < 0 ? -y[i] : y[i];
+                largest = magnitude > largest ? magnitude : largest;
+                poison += y[i] * T(0);  // NaN from the first NaN or Inf on
+            }
+            b_.finite[c] = poison == T(0);
+            const int exponent = largest > T(0) && b_.finite[c] ? std::ilogb(largest) : 0;
+            b_.scale[c] = std::ldexp(T(1), std::clamp(-exponent, -120, 120));
+        });
+    }
+
+    // state = D^-1/2 (scale Y), zero outside the image, and |y|^2 of each class.
+    void pack() {
+        T* state = b_.front;
+        const int64_t row = g_.pitch * g_.chunk;
+        std::fill_n(state, g_.radius * row, T(0));
+        std::fill_n(state + (g_.height + g_.radius) * row, g_.radius * row, T(0));
+        const bool official = p_.mode == SolveMode::kOfficial;
+        if (!official) {
+            std::fill_n(b_.back, g_.radius * row, T(0));
+            std::fill_n(b_.back + (g_.height + g_.radius) * row, g_.radius * row, T(0));
+        }
+        parallel_for(g_.height, threads_, [&](int64_t y) {
+            T* out = state + (y + g_.radius) * row;
+            std::fill_n(out, row, T(0));
+            double* sums = b_.dot_rows + y * 2 * g_.chunk;
+            std::fill_n(sums, g_.chunk, 0.0);
+            for (int c = 0; c < classes_; ++c) {
+                if (b_.finite[c] == 0) continue;
+                const T* in = scores(c) + y * g_.width;
+                const T scale = b_.scale[c];
+                double sum = 0;
+                for (int64_t x = 0; x < g_.width; ++x) {
+                    const T value = in[x] * scale;
+                    sum += static_cast<double>(value) * value;
+                    out[(g_.radius + x) * g_.chunk + c] = value * root(b_.inverse_degree[degree_index(y, x)]);
+                }
+                sums[c] = sum;
+            }
+            if (!official) {
+                std::memcpy(b_.first + y * row, out, row * sizeof(T));
+                std::fill_n(b_.back + (y + g_.radius) * row, row, T(0));
+            }
+        });
+        add_dots(g_.height);
+        for (int c = 0; c < g_.chunk; ++c) b_.classes[c] = start_class(dot(0, c));
+    }
+
+    // Adds the partial inner products of `rows` rows into row 0, in order.
+    void add_dots(int64_t rows) {
+        for (int64_t i = 1; i < rows; ++i) {
+            for (int c = 0; c < 2 * g_.chunk; ++c) b_.dot_rows[c] += b_.dot_rows[i * 2 * g_.chunk + c];
+        }
+    }
+    double dot(int which, int c) const { return b_.dot_rows[which * g_.chunk + c]; }
+
+    bool all_frozen() const {
+        for (int c = 0; c < classes_; ++c) {
+            if (b_.classes[c].frozen == 0) return false;
+        }
+        return true;
+    }
+
+    void solve_official() {
+        const double tol = p_.tol;
+        bool moved = false;
+        for (int step = 0; step < p_.max_iter && !all_frozen(); ++step) {
+            apply_operator();
+            add_dots(g_.num_strips * g_.height);
+            for (int c = 0; c < g_.chunk; ++c) step_class(b_.classes[c], dot(0, c), dot(1, c));
+            if (moved) {
+                update<false>();
+            } else {
+                update<true>();
+            }
+            moved = true;
+            add_dots(g_.height);
+            for (int c = 0; c < g_.chunk; ++c) finish_step(b_.classes[c], dot(0, c), tol);
+        }
+        for (int c = 0; c < classes_; ++c) {
+            const ClassState& s = b_.classes[c];
+            report(c, s.iterations, s.rho_start > 0 ? std::sqrt(s.rho / s.rho_start) : 0.0);
+        }
+        unpack(moved ? b_.solution : nullptr, 0);
+    }
+
+    // q = p - alpha D^-1 W p, with <p, q> and |q|^2 of every strip row. p is `front`, q is `first`.
+    void apply_operator() {
+        const T alpha = static_cast<T>(p_.alpha);
+        with_variant(g_, [&](auto radius, auto stride) {
+            for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
+                double* sums = b_.dot_rows + g_.strip_row(strip, y) * 2 * g_.chunk;
+                T pq[kMaxClassChunk] = {}, qq[kMaxClassChunk] = {};
+                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                        using A = std::decay_t<decltype(acc[0])>;
+                        const T* p = b_.front + halo_index(y, x) + c;
+                        T* q = b_.first + state_index(y, x) + c;
+                        const T* degree = b_.degree + degree_index(y, x);
+                        const T* inverse = b_.inverse_degree + degree_index(y, x);
+                        A sum_pq = load<A>(pq + c), sum_qq = load<A>(qq + c);
+                        OVS_UNROLL
+                        for (int i = 0; i < kTilePixels; ++i) {
+                            const A v = load<A>(p + i * g_.chunk), u = v - (alpha * inverse[i]) * acc[i];
+                            store(q + i * g_.chunk, u);
+                            const A weighted = degree[i] * u;
+                            sum_pq += weighted * v;
+                            sum_qq += weighted * u;
+                        }
+                        store(pq + c, sum_pq);
+                        store(qq + c, sum_qq);
+                    });
+                for (int c = 0; c < g_.chunk; ++c) {
+                    sums[c] = pq[c];
+                    sums[g_.chunk + c] = qq[c];
+                }
+            });
+        });
+    }
+
+    // x += a p; r -= a q; p = r + b p, and |r|^2 of every row. In the first step x = 0 and r = p.
+    template <bool kFirst>
+    void update() {
+        T a[kMaxClassChunk], b[kMaxClassChunk];
+        for (int c = 0; c < g_.chunk; ++c) {
+            a[c] = static_cast<T>(b_.classes[c].a);
+            b[c] = static_cast<T>(b_.classes[c].b);
+        }
+        constexpr int64_t kRun = 64;  // pixels summed in T before the sum goes on in double
+        parallel_for(g_.height, threads_, [&](int64_t y) {
+            double* sums = b_.dot_rows + y * 2 * g_.chunk;
+            std::fill_n(sums, g_.chunk, 0.0);
+            for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
+                const int64_t count = std::min(kRun, g_.width - x0);
+                for (int c = 0; c < g_.chunk; c += kLanes) {
+                    const V va = load<V>(a + c), vb = load<V>(b + c);
+                    T* p = b_.front + halo_index(y, x0) + c;
+                    T* x = b_.solution + state_index(y, x0) + c;
+                    T* r = b_.residual + state_index(y, x0) + c;
+                    const T* q = b_.first + state_index(y, x0) + c;
+                    const T* degree = b_.degree + degree_index(y, x0);
+                    V sum = {};
+                    for (int64_t i = 0; i < count; ++i) {
+                        const int64_t at = i * g_.chunk;
+                        const V vp = load<V>(p + at);
+                        const V vr = (kFirst ? vp : load<V>(r + at)) - va * load<V>(q + at);
+                        if (kFirst) {
+                            store<V>(x + at, va * vp);
+                        } else {
+                            store<V>(x + at, load<V>(x + at) + va * vp);
+                        }
+                        store<V>(r + at, vr);
+                        store<V>(p + at, vr + vb * vp);
+                        sum += (degree[i] * vr) * vr;
+                    }
+                    for (int lane = 0; lane < kLanes; ++lane) sums[c + lane] += sum[lane];
+                }
+            }
+        });
+    }
+
+    void solve_exact() {
+        const int needed = chebyshev_steps(p_.alpha, p_.tol), steps = std::min(needed, p_.max_iter);
+        ChebyshevFactors factors(p_.alpha);
+        for (int step = 1; step < steps; ++step) {
+            factors.next();
+            chebyshev_step(static_cast<T>(factors.momentum), static_cast<T>(factors.step));
+            std::swap(b_.front, b_.back);
+        }
+        if (p_.residuals != nullptr) measure_residual();
+        for (int c = 0; c < classes_; ++c) {
+            const ClassState& s = b_.classes[c];
+            const bool idle = s.frozen != 0;
+            const double residual = p_.residuals != nullptr && !idle ? std::sqrt(dot(0, c) / s.rho_start) : 0.0;
+            report(c, idle ? 0 : steps, residual);
+        }
+        unpack(b_.front, g_.radius);
+    }
+
+    // back = front + momentum (front - back) + step (y - L front); L v = v - alpha D^-1 W v.
+    void chebyshev_step(T momentum, T step) {
+        const T alpha = static_cast<T>(p_.alpha);
+        with_variant(g_, [&](auto radius, auto stride) {
+            for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
+                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                        using A = std::decay_t<decltype(acc[0])>;
+                        const T* now = b_.front + halo_index(y, x) + c;
+                        T* before = b_.back + halo_index(y, x) + c;
+                        const T* rhs = b_.first + state_index(y, x) + c;
+                        const T* inverse = b_.inverse_degree + degree_index(y, x);
+                        OVS_UNROLL
+                        for (int i = 0; i < kTilePixels; ++i) {
+                            const int64_t at = i * g_.chunk;
+                            const A v = load<A>(now + at), y_i = load<A>(rhs + at);
+                            const A gap = (y_i - v) + (alpha * inverse[i]) * acc[i];
+                            store(before + at, v + momentum * (v - load<A>(before + at)) + step * gap);
+                        }
+                    });
+            });
+        });
+    }
+
+    // |y - L x|^2 of every class, x in `front`.
+    void measure_residual() {
+        const T alpha = static_cast<T>(p_.alpha);
+        with_variant(g_, [&](auto radius, auto stride) {
+            for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
+                double* sums = b_.dot_rows + g_.strip_row(strip, y) * 2 * g_.chunk;
+                T total[kMaxClassChunk] = {};
+                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                        using A = std::decay_t<decltype(acc[0])>;
+                        const T* now = b_.front + halo_index(y, x) + c;
+                        const T* rhs = b_.first + state_index(y, x) + c;
+                        A sum = load<A>(total + c);
+                        OVS_UNROLL
+                        for (int i = 0; i < kTilePixels; ++i) {
+                            const int64_t at = i * g_.chunk;
+                            const A gap = (load<A>(rhs + at) - load<A>(now + at)) +
+                                          static_cast<T>(alpha * b_.inverse_degree[degree_index(y, x) + i]) * acc[i];
+                            sum += (b_.degree[degree_index(y, x) + i] * gap) * gap;
+                        }
+                        store(total + c, sum);
+                    });
+                for (int c = 0; c < g_.chunk; ++c) sums[c] = total[c];
+            });
+        });
+        add_dots(g_.num_strips * g_.height);
+    }
+
+    void report(int c, int iterations, double residual) {
+        const bool finite = b_.finite[c] != 0;
+        if (p_.iterations != nullptr) p_.iterations[first_class_ + c] = finite ? iterations : 0;
+        if (p_.residuals != nullptr) {
+            p_.residuals[first_class_ + c] = finite ? residual : std::numeric_limits<double>::quiet_NaN();
+        }
+    }
+
+    void start_output() {
+        const T lowest = -std::numeric_limits<T>::infinity();
+        const int64_t pixels = g_.height * g_.width;
+        parallel_for(g_.height, threads_, [&](int64_t y) {
+            const int64_t begin = y * g_.width;
+            if (p_.labels != nullptr) {
+                std::fill_n(b_.best + begin, g_.width, lowest);
+                std::memset(static_cast<char*>(p_.labels) + begin * p_.label_bytes, 0, g_.width * p_.label_bytes);
+            } else if (p_.groups != nullptr) {
+                for (int64_t group = 0; group < p_.num_groups; ++group) {
+                    std::fill_n(static_cast<T*>(p_.out) + group * pixels + begin, g_.width, lowest);
+                }
+            }
+        });
+    }
+
+    // state: [H + 2 halo, pitch, chunk], or null for a solution of zeros.
+    void unpack(const T* state, int halo) {
+        const T nan = std::numeric_limits<T>::quiet_NaN();
+        parallel_for(g_.height, threads_, [&](int64_t y) {
+            for (int c = 0; c < classes_; ++c) {
+                const T undo = T(1) / b_.scale[c];
+                const T* in = state == nullptr ? nullptr : state + state_index(y + halo, 0) + c;
+                const T* degree = b_.degree + degree_index(y, 0);
+                const bool finite = b_.finite[c] != 0;
+                const auto value = [&](int64_t x) {
+                    return !finite ? nan : in == nullptr ? T(0) : in[x * g_.chunk] * root(degree[x]) * undo;
+                };
+                write_row(y, c, value);
+            }
+        });
+    }
+
+    template <class Value>
+    void write_row(int64_t y, int c, const Value& value) {
+        const int64_t cls = first_class_ + c, pixels = g_.height * g_.width, begin = y * g_.width;
+        const int32_t group = p_.groups != nullptr ? p_.groups[cls] : static_cast<int32_t>(cls);
+        if (p_.labels != nullptr) {
+            T* best = b_.best + begin;
+            for (int64_t x = 0; x < g_.width; ++x) {
+                const T v = value(x);
+                // NaN never wins: both comparisons are false. Of equal scores the smallest group wins.
+                if (v > best[x] || (v == best[x] && group < label(begin + x))) {
+                    best[x] = v;
+                    set_label(begin + x, group);
+                }
+            }
+            return;
+        }
+        T* out = static_cast<T*>(p_.out) + group * pixels + begin;
+        if (p_.groups == nullptr) {
+            for (int64_t x = 0; x < g_.width; ++x) out[x] = value(x);
+        } else {
+            for (int64_t x = 0; x < g_.width; ++x) {
+                const T v = value(x);
+                if (v > out[x] || v != v) out[x] = v;
+            }
+        }
+    }
+
+    int32_t label(int64_t i) const {
+        return p_.label_bytes == 1 ? static_cast<const uint8_t*>(p_.labels)[i] : static_cast<int32_t*>(p_.labels)[i];
+    }
+    void set_label(int64_t i, int32_t value) {
+        if (p_.label_bytes == 1) {
+            static_cast<uint8_t*>(p_.labels)[i] = static_cast<uint8_t>(value);
+        } else {
+            static_cast<int32_t*>(p_.labels)[i] = value;
+        }
+    }
+
+    const PixelsParams& p_;
+    PixelsGrid g_;
+    int threads_;
+    Workspace workspace_;
+    PixelsBuffers<T> b_;
+    int64_t first_class_ = 0;
+    int classes_ = 0;
+};
+
+}  // namespace
+
+void lp_pixels_image(const PixelsParams& p, DType dtype, void* workspace, std::size_t bytes, int threads) {
+    if (dtype == DType::kFloat64) {
+        ImageSolver<double>(p, workspace, bytes, threads).run();
+    } else {
+        ImageSolver<float>(p, workspace, bytes, threads).run();
+    }
+}
+
+}  // namespace OVS_ISA
+}  // namespace ovs

@@ -1,0 +1,130 @@
+// Per level: the operator v - alpha D^-1 W v on one strip row, the kernel in which nearly all time is spent.
+//
+// A register tile is kTilePixels pixels x one vector of classes. For each of the 2R+1 image rows the tile walks along the
+// source pixels once: a source vector is loaded once and used for every pixel of the tile that it is a neighbour of, each
+// time with one scalar weight, broadcast from memory as part of the multiply-add. So a multiply-add costs one 4-byte load
+// and a fifth of a vector load, and the arithmetic units are the limit, not the load ports.
+#pragma once
+#include "common/simd.h"
+#include "pixels/pixels_cpu.h"
+
+namespace ovs {
+namespace OVS_ISA {
+namespace {
+
+// acc[i] += weight(tap, i) * source(i + tap), where weight(tap, i) = weights[tap * kTapStride + i].
+template <int kTaps, int64_t kTapStride, class V, class T>
+OVS_INLINE void add_taps(V (&acc)[kTilePixels], const T* weights, const T* source, int64_t chunk) {
+    OVS_UNROLL
+    for (int q = 0; q < kTilePixels + kTaps - 1; ++q) {
+        const V u = load<V>(source);
+        source += chunk;
+        OVS_UNROLL
+        for (int tap = 0; tap < kTaps; ++tap) {
+            const int i = q - tap;
+            if (i >= 0 && i < kTilePixels) acc[i] += weights[tap * kTapStride + i] * u;
+        }
+    }
+}
+
+// A row of `taps` taps. The default window's two lengths are unrolled whole, others go four taps at a time.
+template <int64_t kTapStride, class V, class T>
+OVS_INLINE void add_row(V (&acc)[kTilePixels], const T* weights, const T* source, int64_t chunk, int taps) {
+    for (; taps >= 4; taps -= 4, weights += 4 * kTapStride, source += 4 * chunk) {
+        add_taps<4, kTapStride>(acc, weights, source, chunk);
+    }
+    for (; taps > 0; --taps, weights += kTapStride, source += chunk) {
+        add_taps<1, kTapStride>(acc, weights, source, chunk);
+    }
+}
+
+// The weights that one strip row needs: rows[dy] is row y - dy of the strip, at the strip's first own pixel.
+template <class T>
+struct WeightRows {
+    const T* rows[kMaxWindow / 2 + 1];
+};
+
+// sum_q w_pq v_q for a tile at strip column x. `source` points at the tile's first pixel, first class of the vector.
+// kRadius = 0: any radius.
+template <int kRadius, int64_t kStride, class V, class T>
+OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64_t x, const T* source, int64_t row_step,
+                            int64_t chunk, int radius) {
+    // Walking against the direction of an offset, the next tap is the offset before, seen from one pixel further.
+    constexpr int64_t kForward = kStride, kBackward = 1 - kStride;
+    const int r = kRadius > 0 ? kRadius : radius, side = 2 * r + 1;
+    const T* here = w.rows[0] + x;
+    const auto row = [&](auto stride, const T* weights, const T* from, int taps) {
+        constexpr int64_t kTapStride = decltype(stride)::value;
+        if constexpr (kRadius > 0) {
+            if (taps == kRadius) {
+                add_taps<kRadius, kTapStride>(acc, weights, from, chunk);
+            } else {
+                add_taps<2 * kRadius + 1, kTapStride>(acc, weights, from, chunk);
+            }
+        } else {
+            add_row<kTapStride>(acc, weights, from, chunk, taps);
+        }
+    };
+    using Forward = std::integral_constant<int64_t, kForward>;
+    using Backward = std::integral_constant<int64_t, kBackward>;
+    if (r == 0) return;
+    row(Backward{}, here + (r - 1) * kStride - r, source - r * chunk, r);
+    row(Forward{}, here, source + chunk, r);
+    for (int dy = 1; dy <= r; ++dy) {
+        const int first = r + (dy - 1) * side;
+        row(Forward{}, here + first * kStride, source + dy * row_step - r * chunk, side);
+        row(Backward{}, w.rows[dy] + x + (first + 2 * r) * kStride - r, source - dy * row_step - r * chunk, side);
+    }
+}
+
+// fn(acc, x, c) for every tile of a strip row and every vector of classes; acc = (W v) there.
+template <int kRadius, int64_t kStride, class T, class Fn>
+OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, const T* state, int64_t strip, int64_t y,
+                              const Fn& fn) {
+    constexpr int kWide = kVectorBytes / sizeof(T), kNarrow = kWide > kClassGranule ? kClassGranule : kWide;
+    const int64_t row_step = g.pitch * g.chunk;
+    WeightRows<T> w;
+    for (int dy = 0; dy <= g.radius; ++dy) {
+        w.rows[dy] = (y >= dy ? b.weights + g.strip_row(strip, y - dy) * g.weights_per_row() : b.no_weights) + g.radius;
+    }
+    const T* row = state + ((y + g.radius) * g.pitch + strip * g.strip_pixels + g.radius) * g.chunk;
+    const auto tile = [&](auto lanes, int64_t x, int c) {
+        using V = Vec<T, decltype(lanes)::value>;
+        V acc[kTilePixels] = {};
+        gather_tile<kRadius, kStride>(acc, w, x, row + x * g.chunk + c, row_step, static_cast<int64_t>(g.chunk),
+                                      g.radius);
+        fn(acc, strip * g.strip_pixels + x, c);
+    };
+    for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) {
+        int c = 0;
+        for (; c + kWide <= g.chunk; c += kWide) tile(std::integral_constant<int, kWide>{}, x, c);
+        for (; c < g.chunk; c += kNarrow) tile(std::integral_constant<int, kNarrow>{}, x, c);
+    }
+}
+
+// Runs `fn` for every (strip, y) on all threads: strips one after another, rows of a strip in order within an item, so
+// that the strip's rows and weights are still in L2 for the next row.
+template <class Fn>
+void for_each_strip_row(const PixelsGrid& g, int threads, const Fn& fn) {
+    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(ceil_div(g.height, 32),
+                                                                  ceil_div(8 * threads, g.num_strips)));
+    const int64_t rows = ceil_div(g.height, blocks);
+    parallel_for(g.num_strips * blocks, threads, [&](int64_t item) {
+        const int64_t strip = item / blocks, y0 = item % blocks * rows;
+        for (int64_t y = y0; y < std::min(y0 + rows, g.height); ++y) fn(strip, y);
+    });
+}
+
+// Calls fn(kRadius, kStride) with the compile-time variant that serves this grid.
+template <class Fn>
+OVS_INLINE void with_variant(const PixelsGrid& g, const Fn& fn) {
+    using Narrow = std::integral_constant<int64_t, PixelsGrid::kNarrowStride>;
+    using Wide = std::integral_constant<int64_t, PixelsGrid::kWideStride>;
+    if (g.radius == 6) return fn(std::integral_constant<int, 6>{}, Narrow{});
+    if (g.radius <= 8) return fn(std::integral_constant<int, 0>{}, Narrow{});
+    return fn(std::integral_constant<int, 0>{}, Wide{});
+}
+
+}  // namespace
+}  // namespace OVS_ISA
+}  // namespace ovs

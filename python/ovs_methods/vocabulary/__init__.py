@@ -1,0 +1,19 @@
+"""Vocabularies: everything that turns a class into embeddings."""
+
+from .core import ClassExamples, Vocabulary, build_vocabulary, check_distinct, prototypes
+from .exemplar import Exemplar, exemplar_examples, parse_exemplar
+from .points import Point, parse_point, point_examples
+
+__all__ = [
+    "ClassExamples",
+    "Exemplar",
+    "Point",
+    "Vocabulary",
+    "build_vocabulary",
+    "check_distinct",
+    "exemplar_examples",
+    "parse_exemplar",
+    "parse_point",
+    "point_examples",
+    "prototypes",
+]
