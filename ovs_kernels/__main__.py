@@ -28,9 +28,7 @@ def _versions() -> list[tuple[str, str]]:
         ("numpy", numpy.__version__),
         (
             "cupy",
-            next(
-                (v for v in map(_version_of, ("cupy-cuda13x", "cupy-cuda12x", "cupy")) if v[0].isdigit()), "-"
-            ),
+            next((v for v in map(_version_of, ("cupy-cuda13x", "cupy-cuda12x", "cupy")) if v[0].isdigit()), "-"),
         ),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]

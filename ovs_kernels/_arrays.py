@@ -69,9 +69,7 @@ def accepts_arrays(*arrays: str, indices: tuple[str, ...] = ()) -> Callable:
             for name in indices:
                 if given.get(name) is not None:
                     given[name] = _index_tensor(op, name, given[name])
-            present = {
-                name: given[name] for name in arrays if name not in optional or given.get(name) is not None
-            }
+            present = {name: given[name] for name in arrays if name not in optional or given.get(name) is not None}
             kind = _common_kind(op, present)
             if kind is Tensor:
                 return function(*bound.args, **bound.kwargs)
@@ -197,7 +195,5 @@ def _convert_result(result: Any, back: Callable) -> Any:
         return type(result)(_convert_result(item, back) for item in result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         names = [field.name for field in dataclasses.fields(result) if field.init]
-        return dataclasses.replace(
-            result, **{name: _convert_result(getattr(result, name), back) for name in names}
-        )
+        return dataclasses.replace(result, **{name: _convert_result(getattr(result, name), back) for name in names})
     return result

@@ -147,9 +147,7 @@ def expect_not_negative(op: str, name: str, value: object) -> float:
     return number
 
 
-def expect_integer(
-    op: str, name: str, value: object, low: int, high: int | None = None, *, odd: bool = False
-) -> int:
+def expect_integer(op: str, name: str, value: object, low: int, high: int | None = None, *, odd: bool = False) -> int:
     """An integer in [low, high] (no upper end with None), odd on request."""
     expected = "an odd integer" if odd else "an integer"
     expected += f" >= {low}" if high is None else f" in [{low}, {high}]"

@@ -121,9 +121,7 @@ def synthetic_scene(height: int, width: int, num_classes: int, seed: int) -> tup
     rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack((rows, columns), dim=-1)  # [H, W, 2]
     exact = "donot_use_mm_for_euclid_dist"  # a matrix product would lose the digits that borders need
-    distances = torch.cdist(pixels.reshape(-1, 2), centres, compute_mode=exact).reshape(
-        height, width, num_cells
-    )
+    distances = torch.cdist(pixels.reshape(-1, 2), centres, compute_mode=exact).reshape(height, width, num_cells)
     two, cells = distances.topk(2, dim=-1, largest=False)
     # Signed distance to the border between the two nearest cells, 0.5 px and more inside: no blending.
     gap = (centres[cells[..., 0]] - centres[cells[..., 1]]).norm(dim=-1).clamp(min=1e-3)

@@ -95,9 +95,7 @@ def xp(request):
     cupy = pytest.importorskip("cupy", reason="cupy is not installed")
     if not _native.cuda_available():
         pytest.skip("no CUDA device, or built without CUDA kernels")
-    return (lambda tensor: cupy.asarray(tensor.numpy())), (
-        lambda array: torch.from_numpy(cupy.asnumpy(array))
-    )
+    return (lambda tensor: cupy.asarray(tensor.numpy())), (lambda array: torch.from_numpy(cupy.asnumpy(array)))
 
 
 @pytest.fixture

@@ -75,6 +75,4 @@ def propagate(scores, features, *, window, tau, alpha, mode, max_iter=10, tol=1e
     if mode == "exact":
         return np.linalg.solve(matrix, columns.T).T.reshape(scores.shape), None
     solved = [conjugate_gradients(matrix, y, max_iter, tol) for y in columns]
-    return np.stack([x for x, _, _ in solved]).reshape(scores.shape), np.array(
-        [steps for _, steps, _ in solved]
-    )
+    return np.stack([x for x, _, _ in solved]).reshape(scores.shape), np.array([steps for _, steps, _ in solved])

@@ -334,9 +334,7 @@ class Minimal:
         return Minimal(torch.from_dlpack(array))
 
 
-needs_cuda = pytest.mark.skipif(
-    not _native.cuda_available(), reason="no CUDA device, or built without CUDA kernels"
-)
+needs_cuda = pytest.mark.skipif(not _native.cuda_available(), reason="no CUDA device, or built without CUDA kernels")
 
 
 @pytest.mark.cuda

@@ -86,9 +86,7 @@ def run_program(name, *arguments, order, **settings):
     command = [str(program), *map(str, arguments)]
 
     def run(prefix):
-        return subprocess.run(
-            prefix + command, env=env, capture_output=True, text=True, timeout=120, check=False
-        )
+        return subprocess.run(prefix + command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
     result = run([])
     if "unexpected memory mapping" in result.stderr and shutil.which("setarch"):

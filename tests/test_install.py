@@ -26,9 +26,7 @@ def run_python(code_or_flag: str, *args: str, **environment: str) -> subprocess.
     """A fresh interpreter with warnings as errors, outside of the source tree."""
     command = [sys.executable, "-W", "error", code_or_flag, *args]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OVS_KERNELS_", "PYTHON"))}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd="/", env={**clean, **environment}, timeout=300
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env={**clean, **environment}, timeout=300)
 
 
 def succeed(result: subprocess.CompletedProcess) -> str:
@@ -191,9 +189,7 @@ def test_there_are_files_to_look_at():
 @pytest.mark.parametrize(
     ("files", "pattern"),
     [
-        pytest.param(
-            KERNELS, r'#\s*include\s*[<"](Python\.h|pybind11|torch|ATen|c10|bindings/)', id="core includes"
-        ),
+        pytest.param(KERNELS, r'#\s*include\s*[<"](Python\.h|pybind11|torch|ATen|c10|bindings/)', id="core includes"),
         pytest.param(KERNELS, r"\bcuda(Malloc|Free)\w*\s*\(", id="core allocates on the device"),
         pytest.param(KERNELS_BUT_DEVICE, r"\bcuda(Device|Stream|Event)Synchronize\s*\(", id="core waits"),
         pytest.param(KERNELS, r"\b(getenv|setenv)\s*\(", id="core reads the environment"),
@@ -201,9 +197,7 @@ def test_there_are_files_to_look_at():
         pytest.param(KERNELS, r"__activemask\s*\(", id="core guesses which lanes are active"),
         pytest.param(BINDINGS, r'#\s*include\s*[<"](torch|ATen|c10|cuda|.*\.cuh)', id="bindings include"),
         pytest.param(BINDINGS, r"<<<|__global__|\bfor\s*\(|\bwhile\s*\(", id="bindings do work"),
-        pytest.param(
-            PACKAGE, r"\b(empty|zeros)_like\((?!.*memory_format=)", id="outputs with inherited strides"
-        ),
+        pytest.param(PACKAGE, r"\b(empty|zeros)_like\((?!.*memory_format=)", id="outputs with inherited strides"),
         pytest.param(PACKAGE, r"\bcustom_op\b", id="slow operator registration"),
         pytest.param(PACKAGE, r"\bexcept Exception\b|\bexcept:", id="errors swallowed"),
         pytest.param(PACKAGE, r"\bovs_methods\b", id="kernels import methods"),
@@ -243,9 +237,7 @@ def test_the_build_requires_neither_torch_nor_a_network():
     assert sorted(names) == ["pybind11", "scikit-build-core"]
     cmake = [ROOT / "CMakeLists.txt", *(ROOT / "cmake").glob("*.cmake")]
     assert (
-        offending(
-            cmake, r"FetchContent|ExternalProject|file\(DOWNLOAD|march=native|fast-math|find_package\(Torch"
-        )
+        offending(cmake, r"FetchContent|ExternalProject|file\(DOWNLOAD|march=native|fast-math|find_package\(Torch")
         == []
     )
 

@@ -134,9 +134,7 @@ def test_double_precision_matches_dense_matrix(dtype):
     features = oracles.lab_features(image)
     for mode in ("official", "exact"):
         expected, _ = oracles.propagate(scores, features, window=7, tau=0.02, alpha=0.9, mode=mode)
-        x = lp_pixels(
-            scores, image, window=7, tau=0.02, alpha=0.9, mode=mode, tol=1e-6 if mode == "official" else 1e-7
-        )
+        x = lp_pixels(scores, image, window=7, tau=0.02, alpha=0.9, mode=mode, tol=1e-6 if mode == "official" else 1e-7)
         assert_close_rel(x, expected, 2e-5 if dtype == torch.float32 else 1e-6)
 
 
@@ -148,9 +146,7 @@ def test_every_window(device, to_device, window):
     assert_close_rel(lp_pixels(to_device(scores), to_device(image), window=window), expected, SINGLE)
 
 
-@pytest.mark.parametrize(
-    "num_classes", [1, 2, 3, 7, 8, 9, 15, 16, 17, 21, 24, 25, 31, 32, 33, 40, 41, 64, 70]
-)
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 7, 8, 9, 15, 16, 17, 21, 24, 25, 31, 32, 33, 40, 41, 64, 70])
 def test_every_number_of_classes(device, to_device, num_classes):
     scores, image = case(9, 11, num_classes)
     expected, _, _ = definition(scores, image, window=5)
@@ -246,9 +242,7 @@ def test_ties_go_to_the_smallest_index(device, to_device):
     assert lp_pixels(below_zero, to_device(image), labels=True, groups=[7] * 20).unique().tolist() == [7]
 
 
-@pytest.mark.parametrize(
-    ("num_groups", "dtype"), [(255, torch.uint8), (256, torch.int32), (300, torch.int32)]
-)
+@pytest.mark.parametrize(("num_groups", "dtype"), [(255, torch.uint8), (256, torch.int32), (300, torch.int32)])
 def test_label_dtype(device, to_device, num_groups, dtype):
     scores, image = case(3, 4, 3)
     labels = lp_pixels(to_device(scores), to_device(image), labels=True, groups=[0, 1, num_groups - 1])

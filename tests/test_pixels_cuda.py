@@ -42,9 +42,7 @@ torch.save(results, folder + "/results.pt")
     assert_close_rel(results[0], definition(scores, image)[0], SINGLE)
 
 
-needs_cuda = pytest.mark.skipif(
-    not _native.cuda_available(), reason="no CUDA device, or built without CUDA kernels"
-)
+needs_cuda = pytest.mark.skipif(not _native.cuda_available(), reason="no CUDA device, or built without CUDA kernels")
 
 
 @pytest.mark.cuda

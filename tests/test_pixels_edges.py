@@ -64,9 +64,7 @@ def test_bad_score_spoils_its_class_only(device, to_device, bad, mode):
     others = torch.tensor([0, 1, 3, 4], device=x.device)
     assert torch.equal(x[others], clean[others])
     labels = lp_pixels(spoiled, image, mode=mode, labels=True)
-    assert torch.equal(
-        labels, torch.tensor([0, 1, 3, 4], dtype=torch.uint8, device=x.device)[clean_labels.long()]
-    )
+    assert torch.equal(labels, torch.tensor([0, 1, 3, 4], dtype=torch.uint8, device=x.device)[clean_labels.long()])
     # In a group the class counts as NaN for scores and as absent for labels.
     merged = lp_pixels(spoiled, image, mode=mode, groups=[0, 1, 1, 2, 2])
     assert merged[1].isnan().all()
@@ -80,9 +78,7 @@ def test_all_classes_bad_is_label_zero(device, to_device):
     scores, image = case(4, 5, 3)
     scores[:, 1, 1] = math.nan
     assert lp_pixels(to_device(scores), to_device(image), labels=True).unique().tolist() == [0]
-    assert lp_pixels(
-        to_device(scores), to_device(image), labels=True, groups=[3, 2, 3]
-    ).unique().tolist() == [0]
+    assert lp_pixels(to_device(scores), to_device(image), labels=True, groups=[3, 2, 3]).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("mode", ["official", "exact"])
@@ -182,9 +178,7 @@ def test_exact_mode_reaches_tol(device, to_device, tol):
     # Features, not colours: a Lab value in float32 is off by 2e-7, its links at tau = 0.01 by 2e-5.
     scores, _ = case(14, 15, 3)
     features = 0.02 * torch.randn(2, 14, 15)
-    x, info = lp_pixels(
-        to_device(scores), to_device(features), color=None, mode="exact", tol=tol, return_info=True
-    )
+    x, info = lp_pixels(to_device(scores), to_device(features), color=None, mode="exact", tol=tol, return_info=True)
     assert (info.residuals <= tol + SINGLE_RESIDUAL).all()
     matrix = oracles.system_matrix(oracles.dense_weights(features.numpy(), 13, 0.01), 0.95)
     y, solution = scores.double().flatten(1).numpy(), x.cpu().double().flatten(1).numpy()

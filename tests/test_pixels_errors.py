@@ -228,10 +228,7 @@ def test_same_message_past_the_public_function(changes):
     arguments = good_call() | settings | changes
     with pytest.raises((TypeError, ValueError), match=r"^lp_pixels: ") as raised:
         torch.ops.ovs_kernels.lp_pixels(**arguments)
-    on_meta = {
-        key: value.to("meta") if isinstance(value, torch.Tensor) else value
-        for key, value in arguments.items()
-    }
+    on_meta = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
     with pytest.raises(type(raised.value)) as raised_on_meta:
         torch.ops.ovs_kernels.lp_pixels(**on_meta)
     assert str(raised_on_meta.value) == str(raised.value)

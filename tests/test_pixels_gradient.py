@@ -25,9 +25,7 @@ def test_gradient_in_double_precision():
     scores.requires_grad_()
 
     def solve(y):
-        return lp_pixels(
-            y, image, window=5, mode="exact", tol=1e-15
-        )  # finite differences magnify what is left
+        return lp_pixels(y, image, window=5, mode="exact", tol=1e-15)  # finite differences magnify what is left
 
     # A linear function: a large step loses nothing and drowns no digits.
     assert torch.autograd.gradcheck(solve, (scores,), eps=1e-2)

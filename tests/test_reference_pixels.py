@@ -222,9 +222,7 @@ def test_matches_dense_matrices_with_features(num_features):
 @pytest.mark.parametrize(("mode", "max_iter"), [("official", 6), ("exact", 6), ("exact", None)])
 def test_residuals_are_those_of_the_dense_matrix(mode, max_iter):
     scores, image = random_case(9, 10)
-    x, _, residuals = propagate(
-        scores, image, window=5, alpha=0.9, mode=mode, max_iter=max_iter, tol=1e-4, lab=True
-    )
+    x, _, residuals = propagate(scores, image, window=5, alpha=0.9, mode=mode, max_iter=max_iter, tol=1e-4, lab=True)
     matrix = oracles.system_matrix(oracles.dense_weights(oracles.lab_features(image), 5, 0.01), 0.9)
     y = scores.flatten(1).numpy()
     expected = np.linalg.norm(y - x.flatten(1).numpy() @ matrix, axis=1) / np.linalg.norm(y, axis=1)
@@ -294,9 +292,7 @@ def test_root_of_degree_is_solved_in_one_step(graph):
     assert steps.tolist() == [[1]]
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "window"), [(1, 1, 13), (4, 3, 13), (20, 30, 13), (14, 9, 5), (6, 50, 31)]
-)
+@pytest.mark.parametrize(("height", "width", "window"), [(1, 1, 13), (4, 3, 13), (20, 30, 13), (14, 9, 5), (6, 50, 31)])
 def test_number_of_links(height, width, window):
     # 01.5: nnz = s(H) s(W) - H W with s(n) = sum over |d| <= R of max(n - |d|, 0). On a constant image w = 1.
     graph = reference.PixelGraph(torch.zeros(1, 1, height, width), window, 0.01)
@@ -316,9 +312,7 @@ def test_number_of_links_of_a_working_size_image():
     # 01.5's table says 44,363,802 for 448 x 597 and window 13; the offsets' areas add up to it.
     height, width, reach = 448, 597, 6
     area = sum(
-        (height - abs(dy)) * (width - abs(dx))
-        for dy in range(-reach, reach + 1)
-        for dx in range(-reach, reach + 1)
+        (height - abs(dy)) * (width - abs(dx)) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)
     )
     assert area - height * width == 44_363_802
 
@@ -340,9 +334,7 @@ def test_certificate_bounds_the_error():
     weights = oracles.dense_weights(oracles.lab_features(image), 5, 0.01)
     matrix = oracles.system_matrix(weights, 0.95)
     root = np.sqrt(oracles.degrees(weights))
-    rough, _, _ = propagate(
-        scores, image, alpha=0.95, window=5, lab=True, mode="official", max_iter=4, tol=0.0
-    )
+    rough, _, _ = propagate(scores, image, alpha=0.95, window=5, lab=True, mode="official", max_iter=4, tol=0.0)
     for x, y in zip(rough.reshape(2, -1).numpy(), scores.reshape(2, -1).numpy(), strict=True):
         error = np.abs(np.linalg.solve(matrix, y) - x)
         bound = root * np.max(np.abs(y - matrix @ x) / root) / 0.05
@@ -354,9 +346,7 @@ def test_class_order_and_batch_do_not_matter():
     scores, image = random_case(7, 9, num_classes=5)
     x, steps, _ = propagate(scores, image, alpha=0.95, mode="official", tol=1e-6, lab=True)
     order = torch.tensor([3, 0, 4, 1, 2])
-    permuted, permuted_steps, _ = propagate(
-        scores[order], image, alpha=0.95, mode="official", tol=1e-6, lab=True
-    )
+    permuted, permuted_steps, _ = propagate(scores[order], image, alpha=0.95, mode="official", tol=1e-6, lab=True)
     assert torch.equal(permuted, x[order])
     assert torch.equal(permuted_steps, steps[order])
 

@@ -20,9 +20,7 @@ def test_close_rel_returns_the_worst_share():
 
 def test_close_rel_fails_just_beyond():
     expected, actual = torch.tensor([1.0, -10.0, 0.0]), torch.tensor([1.0, -10.0, 0.5])
-    with pytest.raises(
-        AssertionError, match=r"0.5 is 0.05 of the largest magnitude 10, allowed 0.049; at \(2,\)"
-    ):
+    with pytest.raises(AssertionError, match=r"0.5 is 0.05 of the largest magnitude 10, allowed 0.049; at \(2,\)"):
         assert_close_rel(actual, expected, 0.049)
     with pytest.raises(AssertionError, match=r"^here: largest difference"):
         assert_close_rel(actual, expected, 0.0, message="here")
@@ -93,9 +91,7 @@ def test_labels_agree_refuses_shapes_and_floats():
         assert_labels_agree(torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0.0)
     with pytest.raises(AssertionError, match=r"actual: expected integer labels, got torch.float32"):
         assert_labels_agree(torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.0)
-    assert (
-        assert_labels_agree(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8), 1.0) == 1.0
-    )
+    assert assert_labels_agree(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8), 1.0) == 1.0
 
 
 def test_scene_shapes_ranges_and_seed():

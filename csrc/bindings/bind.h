@@ -1,8 +1,8 @@
 // What every binding file needs: keyword arguments read by name into a parameter struct.
 //
-// The core's functions take some twenty pointers and sizes. They cross as keyword arguments only, each is read under its
-// own name, and a missing or an unknown name is an error, so that nothing can be swapped in silence. No checks of shapes
-// here, and no loops: the Python plan has checked, the core protects memory.
+// The core's functions take some twenty pointers and sizes. They cross as keyword arguments only, each is read under
+// its own name, and a missing or an unknown name is an error, so that nothing can be swapped in silence. No checks of
+// shapes here, and no loops: the Python plan has checked, the core protects memory.
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -16,8 +16,7 @@ inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(s
 // next check does not report this failure a second time.
 inline void check_cuda(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
-    const std::string message =
-        std::string(what) + ": " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status);
+    const std::string message = std::string(what) + ": " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status);
     (void)cudaGetLastError();
     throw CudaError(message);
 }

@@ -2,10 +2,11 @@
 #pragma once
 #include <cstdint>
 
+// Internal linkage: each instruction-set level of the CPU kernels keeps its own copy (common/simd.h says why).
 #ifdef __CUDACC__
-#define OVS_HOST_DEVICE __host__ __device__ inline
+#define OVS_HOST_DEVICE static __host__ __device__ inline
 #else
-#define OVS_HOST_DEVICE inline
+#define OVS_HOST_DEVICE static inline
 #endif
 
 namespace ovs {

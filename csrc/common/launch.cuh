@@ -37,8 +37,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem_b
             Args&&... args) {
     if (smem_bytes > kDefaultSharedBytes) {
         const cudaError_t status =
-            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
+            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(smem_bytes));
         if (status != cudaSuccess) return;  // it stays the last error, which OVS_CHECK_LAUNCH reports
     }
     // clang-format off

@@ -20,8 +20,7 @@ __device__ __forceinline__ int thread_in_block() {
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(kFullMask, value, offset);
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
     return value;
 }
 

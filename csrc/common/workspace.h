@@ -5,12 +5,12 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "common/error.h"
 #include "common/index.h"
 
 namespace ovs {
+namespace {  // internal linkage: each instruction-set level keeps its own copy
 
 class Workspace {
 public:
@@ -23,8 +23,7 @@ public:
         const std::size_t begin = used_;
         used_ = begin + static_cast<std::size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment));
         if (base_ == nullptr) return nullptr;
-        OVS_REQUIRE(used_ <= bytes_, std::string("workspace: ") + name + " needs " + std::to_string(used_) +
-                                         " bytes in all, the buffer has " + std::to_string(bytes_));
+        if (used_ > bytes_) throw_workspace_too_small(name, used_, bytes_);
         return reinterpret_cast<T*>(base_ + begin);
     }
 
@@ -36,4 +35,5 @@ private:
     std::size_t used_ = 0;
 };
 
+}  // namespace
 }  // namespace ovs

@@ -2,8 +2,8 @@
 //
 // The graph. Pixel p has a feature vector z_p: with `lab`, the image's CIELAB colour (L/100, a/128, b/128); otherwise
 // whatever the caller gives. Every pixel q != p in the window x window box around p is its neighbour, with weight
-// w_pq = exp(-|z_p - z_q| / tau), plain Euclidean norm. A weight below the smallest normal float32, or one that is not a
-// number, is zero. deg_p = sum_q w_pq, 1 where that sum is 0 (an isolated pixel, its row stays zero).
+// w_pq = exp(-|z_p - z_q| / tau), plain Euclidean norm. A weight below the smallest normal float32, or one that is not
+// a number, is zero. deg_p = sum_q w_pq, 1 where that sum is 0 (an isolated pixel, its row stays zero).
 //
 // The solve. (I - alpha D^-1/2 W D^-1/2) X = Y for every class, x0 = 0:
 //   official  conjugate gradients, `max_iter` steps, a class stops earlier at |r| <= tol |y|;

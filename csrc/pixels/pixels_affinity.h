@@ -55,7 +55,8 @@ OVS_INLINE void weight_run(const T* here, const T* there, int64_t plane, int64_t
 template <class T>
 void weight_row(const PixelsParams& p, const PixelsGrid& g, const T* features, int64_t strip, int64_t y, T* row) {
     const int r = g.radius;
-    const int64_t plane = g.height * g.width, x0 = strip * g.strip_pixels - r;  // image column of the row's first weight
+    const int64_t plane = g.height * g.width,
+                  x0 = strip * g.strip_pixels - r;  // image column of the row's first weight
     for (int dy = 0; dy <= r; ++dy) {
         for (int dx = dy == 0 ? 1 : -r; dx <= r; ++dx) {
             T* weights = row + forward_offset(r, dy, dx) * g.weight_stride;
@@ -65,7 +66,8 @@ void weight_row(const PixelsParams& p, const PixelsGrid& g, const T* features, i
             for (int64_t i = 0; i < lo; ++i) weights[i] = T(0);
             if (lo < hi) {
                 const T* here = features + y * g.width + x0 + lo;
-                weight_run(here, here + dy * g.width + dx, plane, p.num_features, T(-1.0 / p.tau), hi - lo, weights + lo);
+                weight_run(here, here + dy * g.width + dx, plane, p.num_features, T(-1.0 / p.tau), hi - lo,
+                           weights + lo);
             }
             for (int64_t i = hi; i < g.weight_stride; ++i) weights[i] = T(0);
         }

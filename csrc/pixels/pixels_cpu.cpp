@@ -1,6 +1,7 @@
 // lp_pixels on a CPU: workspace, the loop over images, and the choice of the instruction-set level.
-#include "common/error.h"
 #include "pixels/pixels_cpu.h"
+
+#include "common/error.h"
 
 namespace ovs {
 namespace {
@@ -9,8 +10,8 @@ void check(const PixelsParams& p) {
     OVS_REQUIRE(p.batch >= 0 && p.num_classes >= 0 && p.height >= 0 && p.width >= 0, "lp_pixels: negative size");
     OVS_REQUIRE(p.num_features >= 1 && (!p.lab || p.num_features == 3), "lp_pixels: unsupported number of features");
     OVS_REQUIRE(p.window >= 1 && p.window <= kMaxWindow && p.window % 2 == 1, "lp_pixels: unsupported window");
-    OVS_REQUIRE(p.class_chunk >= kClassGranule && p.class_chunk <= kMaxClassChunk &&
-                    p.class_chunk % kClassGranule == 0, "lp_pixels: unsupported class_chunk");
+    OVS_REQUIRE(p.class_chunk >= kClassGranule && p.class_chunk <= kMaxClassChunk && p.class_chunk % kClassGranule == 0,
+                "lp_pixels: unsupported class_chunk");
     OVS_REQUIRE(p.label_bytes == 1 || p.label_bytes == 4, "lp_pixels: unsupported label_bytes");
 }
 
@@ -43,10 +44,14 @@ using ImageFunction = void (*)(const PixelsParams&, DType, void*, std::size_t, i
 ImageFunction image_function(CpuIsa isa) {
 #if defined(OVS_X86_LEVELS)
     switch (isa) {
-        case CpuIsa::kV4: return v4::lp_pixels_image;
-        case CpuIsa::kV3: return v3::lp_pixels_image;
-        case CpuIsa::kV2: return v2::lp_pixels_image;
-        default: throw InvalidArgument("lp_pixels: this build has the levels v2, v3 and v4");
+        case CpuIsa::kV4:
+            return v4::lp_pixels_image;
+        case CpuIsa::kV3:
+            return v3::lp_pixels_image;
+        case CpuIsa::kV2:
+            return v2::lp_pixels_image;
+        default:
+            throw InvalidArgument("lp_pixels: this build has the levels v2, v3 and v4");
     }
 #else
     OVS_REQUIRE(isa == CpuIsa::kBaseline, "lp_pixels: this build has the baseline level only");

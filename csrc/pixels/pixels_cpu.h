@@ -9,6 +9,8 @@
 
 namespace ovs {
 
+namespace {  // internal linkage: each instruction-set level keeps its own copy
+
 constexpr int kTilePixels = 8;     // pixels per register tile, along x
 constexpr int kStripPixels = 128;  // widest strip: its weights and 2R+1 rows of state stay in L2
 
@@ -77,9 +79,11 @@ struct PixelsBuffers {
     }
 };
 
+}  // namespace
+
 // One image: pointers of `p` already moved to it.
-#define OVS_DECLARE_PIXELS_ISA(isa)                                                                             \
-    namespace isa {                                                                                             \
+#define OVS_DECLARE_PIXELS_ISA(isa)                                                                            \
+    namespace isa {                                                                                            \
     void lp_pixels_image(const PixelsParams& p, DType dtype, void* workspace, std::size_t bytes, int threads); \
     }
 #if defined(OVS_X86_LEVELS)

@@ -6,8 +6,8 @@
 //    solve      official or exact, all classes of the chunk advanced together (pixels_stencil.h)
 //    unpack     D^1/2 state -> out, or its maximum into the labels
 //
-// Inner products: float sums over at most 128 pixels, then double partials per (strip, row), added in that order whatever
-// the number of threads.
+// Inner products: float sums over at most 128 pixels, then double partials per (strip, row), added in that order
+// whatever the number of threads.
 #include <limits>
 #include <type_traits>
 

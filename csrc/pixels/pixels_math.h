@@ -15,6 +15,8 @@ constexpr float kLargestExponent = 87.33654475055310f;
 OVS_HOST_DEVICE float root(float x) { return sqrtf(x); }
 OVS_HOST_DEVICE double root(double x) { return sqrt(x); }
 
+namespace {  // internal linkage, like OVS_HOST_DEVICE
+
 template <class T>
 struct Color {
     T x, y, z;
@@ -65,8 +67,8 @@ OVS_HOST_DEVICE ClassState start_class(double rho) {
     return {rho, rho, 0.0, 0.0, 0, idle ? 1 : 0};
 }
 
-// a = |r|^2 / <p, Lp>, and b from |r - a q|^2 = a^2 |q|^2 - |r|^2, which needs no second reduction. The next `a` uses the
-// |r|^2 that was really measured, so a rounding error of b does not build up.
+// a = |r|^2 / <p, Lp>, and b from |r - a q|^2 = a^2 |q|^2 - |r|^2, which needs no second reduction. The next `a` uses
+// the |r|^2 that was really measured, so a rounding error of b does not build up.
 OVS_HOST_DEVICE void step_class(ClassState& s, double dot_pq, double dot_qq) {
     if (s.frozen != 0 || !(dot_pq > 0.0)) {
         s.frozen = 1;
@@ -86,7 +88,7 @@ OVS_HOST_DEVICE void finish_step(ClassState& s, double rho, double tol) {
 }
 
 // The Chebyshev semi-iteration on [1 - alpha, 1 + alpha]: |r_m| <= |y| / T_m(1 / alpha).
-inline int chebyshev_steps(double alpha, double tol) {
+OVS_HOST_DEVICE int chebyshev_steps(double alpha, double tol) {
     const double steps = std::ceil(std::acosh(1.0 / tol) / std::acosh(1.0 / alpha) - 1e-9);
     return steps < 1.0 ? 1 : static_cast<int>(steps);
 }
@@ -107,4 +109,5 @@ private:
     double sigma_, delta_, rho_;
 };
 
+}  // namespace
 }  // namespace ovs

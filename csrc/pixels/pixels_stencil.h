@@ -1,9 +1,9 @@
 // Per level: the operator v - alpha D^-1 W v on one strip row, the kernel in which nearly all time is spent.
 //
-// A register tile is kTilePixels pixels x one vector of classes. For each of the 2R+1 image rows the tile walks along the
-// source pixels once: a source vector is loaded once and used for every pixel of the tile that it is a neighbour of, each
-// time with one scalar weight, broadcast from memory as part of the multiply-add. So a multiply-add costs one 4-byte load
-// and a fifth of a vector load, and the arithmetic units are the limit, not the load ports.
+// A register tile is kTilePixels pixels x one vector of classes. For each of the 2R+1 image rows the tile walks along
+// the source pixels once: a source vector is loaded once and used for every pixel of the tile that it is a neighbour
+// of, each time with one scalar weight, broadcast from memory as part of the multiply-add. So a multiply-add costs one
+// 4-byte load and a fifth of a vector load, and the arithmetic units are the limit, not the load ports.
 #pragma once
 #include "common/simd.h"
 #include "pixels/pixels_cpu.h"
@@ -106,8 +106,8 @@ OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, co
 // that the strip's rows and weights are still in L2 for the next row.
 template <class Fn>
 void for_each_strip_row(const PixelsGrid& g, int threads, const Fn& fn) {
-    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(ceil_div(g.height, 32),
-                                                                  ceil_div(8 * threads, g.num_strips)));
+    const int64_t blocks =
+        std::max<int64_t>(1, std::min<int64_t>(ceil_div(g.height, 32), ceil_div(8 * threads, g.num_strips)));
     const int64_t rows = ceil_div(g.height, blocks);
     parallel_for(g.num_strips * blocks, threads, [&](int64_t item) {
         const int64_t strip = item / blocks, y0 = item % blocks * rows;

@@ -113,7 +113,18 @@ def plan(scores, image, window, tau, alpha, mode, max_iter, tol, color, labels, 
     label_dtype = (torch.uint8 if num_groups <= 255 else torch.int32) if labels else None
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     return Plan(
-        batched, batch, num_classes, num_groups, height, width, num_features, dtype, compute, label_dtype, max_iter, empty
+        batched,
+        batch,
+        num_classes,
+        num_groups,
+        height,
+        width,
+        num_features,
+        dtype,
+        compute,
+        label_dtype,
+        max_iter,
+        empty,
     )
 
 
@@ -186,7 +197,9 @@ def _groups_on(device: torch.device, groups: tuple[int, ...]) -> Tensor:
     return torch.tensor(groups, dtype=torch.int32, device=device)
 
 
-def _arguments(p: Plan, y, guide, result, iterations, residuals, window, tau, alpha, mode, tol, color, groups, info) -> dict:
+def _arguments(
+    p: Plan, y, guide, result, iterations, residuals, window, tau, alpha, mode, tol, color, groups, info
+) -> dict:
     """Keyword arguments that the CPU and the CUDA function share; all tensors must outlive the call."""
     labels = p.label_dtype is not None
     return {

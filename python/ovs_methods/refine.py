@@ -72,9 +72,7 @@ def read_scores(path: Path) -> np.ndarray:
         array.close()
         raise UserError("--scores", "a .npy file with one array", f"an archive of arrays ({path})")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise UserError(
-            "--scores", "float16, float32 or float64", array.dtype, "convert with scores.astype('float32')"
-        )
+        raise UserError("--scores", "float16, float32 or float64", array.dtype, "convert with scores.astype('float32')")
     if array.ndim != 3 or 0 in array.shape:
         raise UserError("--scores", "an array [C, H, W] that is not empty", f"shape {list(array.shape)}")
     if array.shape[0] > _MAX_CHANNELS:
@@ -95,9 +93,7 @@ def _match_sizes(options: RefineOptions, photo: "Image", scores: Tensor) -> tupl
     advice = "add --resize scores (enlarge the scores) or --resize image (work at their size)"
     if tuple(scores.shape[:2]) == (height, width):
         advice = "this looks like [H, W, C]; save numpy.moveaxis(scores, -1, 0)"
-    raise UserError(
-        "--scores", f"[C, {height}, {width}], the size of {options.image}", f"{list(scores.shape)}", advice
-    )
+    raise UserError("--scores", f"[C, {height}, {width}], the size of {options.image}", f"{list(scores.shape)}", advice)
 
 
 def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]] | None, Stopwatch]:
@@ -121,9 +117,7 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
     given = {options.image.resolve(), options.scores.resolve()}
     for path in paths.all():
         if path.resolve() in given:
-            raise UserError(
-                "--out", "a folder where no input is replaced", f"{path}, which is an input itself"
-            )
+            raise UserError("--out", "a folder where no input is replaced", f"{path}, which is an input itself")
     torch.set_num_threads(options.threads or available_cpus())
     clock = Stopwatch()
     with clock("read"):
@@ -155,9 +149,7 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
         "size": [photo.height, photo.width],
         "working_size": list(image.shape[1:]),
         "method": "lp_pixels",
-        "non_finite_classes": [
-            names[i] for i in (~refined.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-        ],
+        "non_finite_classes": [names[i] for i in (~refined.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()],
     }
     shares = write_outputs(
         paths,

@@ -65,9 +65,7 @@ def label_image(labels: np.ndarray, ids: list[int], colors: list[tuple[int, int,
     return image
 
 
-def overlay(
-    photo: "Image", labels: np.ndarray, colors: list[tuple[int, int, int]], opacity: float = 0.55
-) -> "Image":
+def overlay(photo: "Image", labels: np.ndarray, colors: list[tuple[int, int, int]], opacity: float = 0.55) -> "Image":
     """The photo tinted with the classes' colours, a light line where two classes meet.
 
     Args:

@@ -21,8 +21,7 @@ bool same_site(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, 
 std::string to_text(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
 
 std::string to_text(uint3 index) {
-    return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) +
-           ")";
+    return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
 
 const char* name_of(WarpOp op) {
@@ -119,8 +118,8 @@ int Block::barrier(int predicate, Site site) {
         first_waiting_ = self.context.index;
     } else if (!same_site(site, threads_[first_waiting_].site)) {
         set_error("divergent __syncthreads: thread " + std::to_string(first_waiting_) + " is at " +
-                  to_text(threads_[first_waiting_].site) + ", thread " + std::to_string(self.context.index) +
-                  " at " + to_text(site));
+                  to_text(threads_[first_waiting_].site) + ", thread " + std::to_string(self.context.index) + " at " +
+                  to_text(site));
         stop();
     }
     char& tag = barrier_tags_[barrier_generation_ % 2];
@@ -197,8 +196,7 @@ std::string Block::where(const Thread& thread) const {
         case ThreadState::kAtWarpOp: {
             char mask[16];
             std::snprintf(mask, sizeof(mask), "0x%08x", thread.request.mask);
-            return std::string(name_of(thread.request.op)) + " with mask " + mask + " at " +
-                   to_text(thread.site);
+            return std::string(name_of(thread.request.op)) + " with mask " + mask + " at " + to_text(thread.site);
         }
         case ThreadState::kExited:
             return "exited";

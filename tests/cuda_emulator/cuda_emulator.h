@@ -29,11 +29,11 @@
 constexpr int warpSize = cuda_emulator::kLanes;
 
 // GPU_SHARED(float, tile, [32][33]); the address of the static variable tells the declarations apart.
-#define GPU_SHARED(T, name, ...)                            \
-    static const char name##_shared_tag = 0;                \
-    using name##_shared_t = T __VA_ARGS__;                  \
-    name##_shared_t& name = *static_cast<name##_shared_t*>( \
-        ::cuda_emulator::shared_memory(&name##_shared_tag, sizeof(name##_shared_t)))
+#define GPU_SHARED(T, name, ...)             \
+    static const char name##_shared_tag = 0; \
+    using name##_shared_t = T __VA_ARGS__;   \
+    name##_shared_t& name =                  \
+        *static_cast<name##_shared_t*>(::cuda_emulator::shared_memory(&name##_shared_tag, sizeof(name##_shared_t)))
 #define GPU_DYN_SHARED(T, name) T* name = static_cast<T*>(::cuda_emulator::shared_memory(nullptr, 0))
 
 // The line of the kernel that calls an operation, as a default argument.
@@ -112,14 +112,12 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_EMULATOR_SITE) {
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, CUDA_EMULATOR_SITE) {
-    return cuda_emulator::shuffle(mask, value, cuda_emulator::segment_begin(width) + (source & (width - 1)),
-                                  site);
+    return cuda_emulator::shuffle(mask, value, cuda_emulator::segment_begin(width) + (source & (width - 1)), site);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, CUDA_EMULATOR_SITE) {
     const int self = static_cast<int>(cuda_emulator::lane()), source = self - static_cast<int>(delta);
-    return cuda_emulator::shuffle(mask, value, source < cuda_emulator::segment_begin(width) ? self : source,
-                                  site);
+    return cuda_emulator::shuffle(mask, value, source < cuda_emulator::segment_begin(width) ? self : source, site);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, CUDA_EMULATOR_SITE) {
@@ -134,8 +132,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, C
     return cuda_emulator::shuffle(mask, value, source >= end ? self : source, site);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_EMULATOR_SITE) {
-    return static_cast<unsigned>(
-        cuda_emulator::warp_op(cuda_emulator::WarpOp::kBallot, mask, predicate != 0, 0, site));
+    return static_cast<unsigned>(cuda_emulator::warp_op(cuda_emulator::WarpOp::kBallot, mask, predicate != 0, 0, site));
 }
 inline int __any_sync(unsigned mask, int predicate, CUDA_EMULATOR_SITE) {
     return __ballot_sync(mask, predicate, site) != 0;
@@ -149,10 +146,10 @@ unsigned __match_any_sync(unsigned mask, T value, CUDA_EMULATOR_SITE) {
         cuda_emulator::warp_op(cuda_emulator::WarpOp::kMatch, mask, cuda_emulator::to_bits(value), 0, site));
 }
 
-#define CUDA_EMULATOR_REDUCE(NAME, T, OP)                                                          \
-    inline T NAME(unsigned mask, T value, CUDA_EMULATOR_SITE) {                                    \
-        return static_cast<T>(cuda_emulator::warp_op(cuda_emulator::WarpOp::OP, mask,              \
-                                                     static_cast<std::uint64_t>(value), 0, site)); \
+#define CUDA_EMULATOR_REDUCE(NAME, T, OP)                                                                         \
+    inline T NAME(unsigned mask, T value, CUDA_EMULATOR_SITE) {                                                   \
+        return static_cast<T>(                                                                                    \
+            cuda_emulator::warp_op(cuda_emulator::WarpOp::OP, mask, static_cast<std::uint64_t>(value), 0, site)); \
     }
 CUDA_EMULATOR_REDUCE(__reduce_add_sync, unsigned, kAdd)
 CUDA_EMULATOR_REDUCE(__reduce_add_sync, int, kAdd)
@@ -175,8 +172,7 @@ cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int val
     return ::cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
 template <class T>
-cudaError_t cudaMemcpyToSymbolAsync(const T& symbol, const void* source, std::size_t bytes,
-                                    std::size_t offset = 0, cudaMemcpyKind kind = cudaMemcpyHostToDevice,
-                                    cudaStream_t stream = nullptr) {
+cudaError_t cudaMemcpyToSymbolAsync(const T& symbol, const void* source, std::size_t bytes, std::size_t offset = 0,
+                                    cudaMemcpyKind kind = cudaMemcpyHostToDevice, cudaStream_t stream = nullptr) {
     return ::cudaMemcpyToSymbolAsync(static_cast<const void*>(&symbol), source, bytes, offset, kind, stream);
 }

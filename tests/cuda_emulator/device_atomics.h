@@ -54,6 +54,5 @@ CUDA_EMULATOR_ATOMIC(atomicDec, old == 0 || old > value ? value : T(old - 1))
 
 template <class T>
 T atomicCAS(T* address, cuda_emulator::SameT<T> compare, cuda_emulator::SameT<T> value) {
-    return cuda_emulator::atomic_update(
-        address, [compare, value](T old) -> T { return old == compare ? value : old; });
+    return cuda_emulator::atomic_update(address, [compare, value](T old) -> T { return old == compare ? value : old; });
 }

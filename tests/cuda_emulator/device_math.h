@@ -21,8 +21,7 @@ inline float reciprocal_sqrt(float x) { return 1.0f / std::sqrt(x); }
 inline double reciprocal_sqrt(double x) { return 1.0 / std::sqrt(x); }
 
 template <class A, class B>
-using EnableArithmetic =
-    std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>>;
+using EnableArithmetic = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>>;
 
 template <class T>
 T reverse_bits(T x) {

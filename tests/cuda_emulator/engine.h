@@ -38,20 +38,7 @@ struct Site {
 // Returns the number of threads whose predicate was not zero.
 int block_barrier(int predicate, Site site);
 
-enum class WarpOp {
-    kSync,
-    kShuffle,
-    kBallot,
-    kMatch,
-    kAdd,
-    kMin,
-    kMax,
-    kSignedMin,
-    kSignedMax,
-    kAnd,
-    kOr,
-    kXor
-};
+enum class WarpOp { kSync, kShuffle, kBallot, kMatch, kAdd, kMin, kMax, kSignedMin, kSignedMax, kAnd, kOr, kXor };
 
 // The live lanes of `mask` meet, each with a value. kShuffle: returns the value of lane `source`, all bits
 // set if that lane is not among them. kBallot, kMatch: a mask. The others: the values combined.
@@ -63,7 +50,7 @@ void* shared_memory(const void* tag, std::size_t bytes);
 
 // Checks the configuration and the pointer arguments (null: not a pointer), then runs `thread` for each
 // thread of the grid, or queues that with CUDAEMU_ASYNC=1. Failures become the runtime's last error.
-void launch_grid(dim3 grid, dim3 block, std::size_t smem_bytes, cudaStream_t stream,
-                 const void* const* pointers, int num_pointers, std::function<void()> thread);
+void launch_grid(dim3 grid, dim3 block, std::size_t smem_bytes, cudaStream_t stream, const void* const* pointers,
+                 int num_pointers, std::function<void()> thread);
 
 }  // namespace cuda_emulator

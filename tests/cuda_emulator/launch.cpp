@@ -63,8 +63,7 @@ void run_grid(const Launch& launch) {
 }
 
 std::string to_text(dim3 shape) {
-    return "(" + std::to_string(shape.x) + "," + std::to_string(shape.y) + "," + std::to_string(shape.z) +
-           ")";
+    return "(" + std::to_string(shape.x) + "," + std::to_string(shape.y) + "," + std::to_string(shape.z) + ")";
 }
 
 bool configuration_is_valid(dim3 grid, dim3 block, std::size_t smem_bytes) {
@@ -77,8 +76,7 @@ bool configuration_is_valid(dim3 grid, dim3 block, std::size_t smem_bytes) {
                   "launch: invalid configuration: grid " + to_text(grid) + ", block " + to_text(block));
     } else if (smem_bytes > kMaxSharedBytes) {
         set_error(cudaErrorInvalidValue, "launch: at most " + std::to_string(kMaxSharedBytes) +
-                                             " bytes of shared memory per block, got " +
-                                             std::to_string(smem_bytes));
+                                             " bytes of shared memory per block, got " + std::to_string(smem_bytes));
     } else {
         return true;
     }
@@ -87,8 +85,8 @@ bool configuration_is_valid(dim3 grid, dim3 block, std::size_t smem_bytes) {
 
 }  // namespace
 
-void launch_grid(dim3 grid, dim3 block, std::size_t smem_bytes, cudaStream_t stream,
-                 const void* const* pointers, int num_pointers, std::function<void()> thread) {
+void launch_grid(dim3 grid, dim3 block, std::size_t smem_bytes, cudaStream_t stream, const void* const* pointers,
+                 int num_pointers, std::function<void()> thread) {
     Settings settings;
     const std::string problem = read_settings(&settings);
     if (!problem.empty()) {
@@ -102,8 +100,7 @@ void launch_grid(dim3 grid, dim3 block, std::size_t smem_bytes, cudaStream_t str
                   "launch: argument " + std::to_string(i) + " of the kernel is not a device pointer");
         return;
     }
-    auto launch =
-        std::make_shared<const Launch>(Launch{grid, block, smem_bytes, std::move(thread), settings});
+    auto launch = std::make_shared<const Launch>(Launch{grid, block, smem_bytes, std::move(thread), settings});
     submit(stream, settings.async, [launch] { run_grid(*launch); });
 }
 
@@ -116,8 +113,7 @@ void submit(cudaStream_t stream, bool async, std::function<void()> work) {
 void finish_stream(cudaStream_t stream) {
     const std::lock_guard<std::mutex> lock(work_mutex);
     const std::size_t end = end_of_stream(stream, queue().size());
-    const std::size_t everything_before =
-        end_of_stream(nullptr, end);  // the default stream waits for all others
+    const std::size_t everything_before = end_of_stream(nullptr, end);  // the default stream waits for all others
     std::vector<bool> wanted(end);
     for (std::size_t i = 0; i < end; ++i) wanted[i] = i < everything_before || queue()[i].stream == stream;
     run_queued(end, [&](std::size_t i) { return static_cast<bool>(wanted[i]); });

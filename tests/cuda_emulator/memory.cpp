@@ -18,8 +18,7 @@ std::map<std::uintptr_t, std::size_t>& allocations() {  // address -> bytes
 }
 
 // Reads the settings and checks that every pointer that must be the device's is.
-cudaError_t check(const char* function, const void* pointer, std::size_t bytes, bool on_device,
-                  Settings* settings) {
+cudaError_t check(const char* function, const void* pointer, std::size_t bytes, bool on_device, Settings* settings) {
     const std::string problem = read_settings(settings);
     if (!problem.empty()) return set_error(cudaErrorInvalidValue, problem);
     if (on_device && !settings->host_pointers && !is_device_memory(pointer, bytes)) {
@@ -29,8 +28,7 @@ cudaError_t check(const char* function, const void* pointer, std::size_t bytes, 
     return cudaSuccess;
 }
 
-cudaError_t copy(void* target, const void* source, std::size_t bytes, cudaMemcpyKind kind,
-                 cudaStream_t stream) {
+cudaError_t copy(void* target, const void* source, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     Settings settings;
@@ -72,8 +70,7 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     constexpr std::size_t kAlignment = 256;
     if (posix_memalign(pointer, kAlignment, bytes) != 0) {
-        return set_error(cudaErrorMemoryAllocation,
-                         "cudaMalloc: no memory for " + std::to_string(bytes) + " bytes");
+        return set_error(cudaErrorMemoryAllocation, "cudaMalloc: no memory for " + std::to_string(bytes) + " bytes");
     }
     std::memset(*pointer, 0xff, bytes);
     const std::lock_guard<std::mutex> lock(allocations_mutex);
@@ -106,8 +103,8 @@ cudaError_t cudaMemcpy(void* target, const void* source, std::size_t bytes, cuda
 }
 
 // A __constant__ variable is an ordinary one here.
-cudaError_t cudaMemcpyToSymbolAsync(const void* symbol, const void* source, std::size_t bytes,
-                                    std::size_t offset, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyToSymbolAsync(const void* symbol, const void* source, std::size_t bytes, std::size_t offset,
+                                    cudaMemcpyKind, cudaStream_t stream) {
     char* const target = static_cast<char*>(const_cast<void*>(symbol)) + offset;
     return copy(target, source, bytes, cudaMemcpyHostToHost, stream);
 }

@@ -171,9 +171,8 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int v
     const bool too_much = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
                           (value < 0 || static_cast<std::size_t>(value) > kMaxSharedBytes);
     if (!too_much) return cudaSuccess;
-    return set_error(cudaErrorInvalidValue,
-                     "cudaFuncSetAttribute: at most " + std::to_string(kMaxSharedBytes) +
-                         " bytes of dynamic shared memory, got " + std::to_string(value));
+    return set_error(cudaErrorInvalidValue, "cudaFuncSetAttribute: at most " + std::to_string(kMaxSharedBytes) +
+                                                " bytes of dynamic shared memory, got " + std::to_string(value));
 }
 
 }  // extern "C"

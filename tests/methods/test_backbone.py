@@ -33,9 +33,7 @@ def whole(onnx_model):
 def test_cut_and_whole_model_agree_at_the_exported_size(whole, backbone, chelsea):
     photo = read_photo(chelsea)
     image = (to_tensor(photo, (224, 224)) - MEAN) / STD
-    (tokens,) = whole[0].run(
-        ["/backbone/encoder/layer.9/Add_1_output_0"], {"input_image": image[None].numpy()}
-    )
+    (tokens,) = whole[0].run(["/backbone/encoder/layer.9/Add_1_output_0"], {"input_image": image[None].numpy()})
     patches = torch.from_numpy(tokens[0, 1:]).reshape(16, 16, 384)
     expected = patches / patches.norm(dim=-1, keepdim=True)
     assert torch.allclose(backbone(photo, (224, 224)), expected, atol=1e-5)
@@ -48,8 +46,7 @@ def test_positions_follow_the_input_size(whole, size):
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     (tokens,) = session.run(["/backbone/embeddings/Add_output_0"], {"input_image": image.numpy()})
     kernel, bias = (
-        torch.tensor(weights[f"backbone.embeddings.patch_embeddings.projection.{name}"])
-        for name in ("weight", "bias")
+        torch.tensor(weights[f"backbone.embeddings.patch_embeddings.projection.{name}"]) for name in ("weight", "bias")
     )
     patches = F.conv2d(image, kernel, bias, stride=14)[0]
     table = next(torch.tensor(array) for array in weights.values() if array.shape == (1, 37 * 37, 384))
@@ -60,9 +57,7 @@ def test_positions_follow_the_input_size(whole, size):
     assert (patches.flatten(1).T - expected).abs().max() > 0.05  # the positions matter
 
 
-@pytest.mark.parametrize(
-    ("size", "grid"), [((224, 224), (16, 16)), ((336, 504), (24, 36)), ((448, 673), (32, 48))]
-)
+@pytest.mark.parametrize(("size", "grid"), [((224, 224), (16, 16)), ((336, 504), (24, 36)), ((448, 673), (32, 48))])
 def test_features_are_unit_vectors_on_the_grid(backbone, chelsea, size, grid):
     features = backbone(read_photo(chelsea), size)
     assert features.shape == (*grid, 384)

@@ -72,8 +72,7 @@ def test_refined_scores_are_those_of_the_definition(ovs, tmp_path, photo, dtype)
     assert summary["non_finite_classes"] == []
     assert "lp_pixels" in summary["timings_ms"]
     assert (
-        "done before"
-        in ovs("refine", "photo.png", "--scores", "scores.npy", "--names", "a,b,c", "--out", "out").stdout
+        "done before" in ovs("refine", "photo.png", "--scores", "scores.npy", "--names", "a,b,c", "--out", "out").stdout
     )
 
 

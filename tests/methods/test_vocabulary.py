@@ -43,9 +43,7 @@ def test_point_syntax(text, expected):
     assert parse_point(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "cat", "cat:", "cat:1", "cat:1,2,3", ":1,2", "cat:x,y", "cat:nan,1", "1,2"]
-)
+@pytest.mark.parametrize("text", ["", "cat", "cat:", "cat:1", "cat:1,2,3", ":1,2", "cat:x,y", "cat:nan,1", "1,2"])
 def test_point_syntax_errors_show_what_came(text):
     with pytest.raises(UserError, match="NAME:X,Y") as caught:
         parse_point(text)
@@ -70,9 +68,7 @@ def test_points_take_the_feature_under_them():
     assert torch.allclose(examples[0].embeddings.norm(dim=1), torch.ones(2))
     averaged = point_examples(features, points, height=20, width=30, mean=True)[0].embeddings
     assert averaged.shape == (1, 8)
-    assert torch.allclose(
-        averaged, F.normalize(examples[0].embeddings.sum(0, keepdim=True), dim=1), atol=1e-6
-    )
+    assert torch.allclose(averaged, F.normalize(examples[0].embeddings.sum(0, keepdim=True), dim=1), atol=1e-6)
 
 
 def test_a_point_between_two_patches_takes_both():
@@ -89,9 +85,7 @@ def test_one_prototype_is_the_weighted_mean():
 def test_prototypes_find_the_clusters():
     generator = torch.Generator().manual_seed(3)
     centres = torch.eye(16)[:4]
-    features = F.normalize(
-        centres.repeat_interleave(20, 0) + 0.05 * torch.randn(80, 16, generator=generator), dim=1
-    )
+    features = F.normalize(centres.repeat_interleave(20, 0) + 0.05 * torch.randn(80, 16, generator=generator), dim=1)
     found = prototypes(features, torch.ones(80), 4)
     assert sorted((found @ centres.T).argmax(1).tolist()) == [0, 1, 2, 3]
     assert (found @ centres.T).amax(1).min() > 0.99
@@ -136,9 +130,7 @@ def test_masks_name_their_classes():
     assert torch.equal(found[1].embeddings, torch.eye(8)[[1]])  # the ignored patch counts nowhere
     named = exemplar_examples(features, ids, exemplar, {7: "quokka"}, 1)
     assert [example.name for example in named] == ["background", "quokka"]
-    with pytest.raises(
-        UserError, match=r"named by --class-name \(3=cat\).*got id 7 in 4 pixels; add --class-name 7="
-    ):
+    with pytest.raises(UserError, match=r"named by --class-name \(3=cat\).*got id 7 in 4 pixels; add --class-name 7="):
         exemplar_examples(features, ids, exemplar, {3: "cat"}, 1)
     with pytest.raises(UserError, match="at least one class, got only 255"):
         exemplar_examples(features, np.full((4, 4), 255), exemplar, {}, 1)

@@ -204,9 +204,7 @@ class DinoV2:
         try:
             (tokens,) = self._session.run(None, {self._input: image[None].numpy()})
         except self._failures as error:
-            raise RuntimeError(
-                f"the backbone failed on an input of {height} x {width} pixels: {error}"
-            ) from None
+            raise RuntimeError(f"the backbone failed on an input of {height} x {width} pixels: {error}") from None
         patches = torch.from_numpy(tokens[0, 1:])
         return F.normalize(patches, dim=-1).reshape(height // self.patch, width // self.patch, -1)
 

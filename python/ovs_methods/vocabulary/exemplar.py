@@ -99,9 +99,7 @@ def read_mask(path: Path, height: int, width: int, image: object) -> np.ndarray:
         )
     ids = np.asarray(mask).astype(np.int64)
     if ids.min() < 0 or ids.max() > IGNORE:
-        raise UserError(
-            path, f"class ids from 0 to {MAX_ID}, and 255 for 'ignore'", f"values up to {ids.max()}"
-        )
+        raise UserError(path, f"class ids from 0 to {MAX_ID}, and 255 for 'ignore'", f"values up to {ids.max()}")
     return ids
 
 
@@ -143,9 +141,7 @@ def exemplar_examples(
         embeddings = prototypes(features.reshape(-1, dim)[chosen], share[chosen], count)
         examples.append(ClassExamples(names.get(value, _default_name(value)), embeddings, value))
     if not examples:
-        raise UserError(
-            f"--exemplar {exemplar}", "a mask with at least one class", "only 255, which means 'ignore'"
-        )
+        raise UserError(f"--exemplar {exemplar}", "a mask with at least one class", "only 255, which means 'ignore'")
     return examples
 
 

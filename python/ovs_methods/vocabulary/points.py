@@ -64,9 +64,7 @@ def check_inside(points: list[Point], height: int, width: int, image: object) ->
             )
 
 
-def point_examples(
-    features: Tensor, points: list[Point], height: int, width: int, mean: bool
-) -> list[ClassExamples]:
+def point_examples(features: Tensor, points: list[Point], height: int, width: int, mean: bool) -> list[ClassExamples]:
     """Embeddings of the classes that points name.
 
     Args:
@@ -86,9 +84,7 @@ def point_examples(
     examples = []
     for name, group in by_name.items():
         place = torch.tensor([[2 * (p.x + 0.5) / width - 1, 2 * (p.y + 0.5) / height - 1] for p in group])
-        sampled = F.grid_sample(
-            grid, place[None, None], mode="bilinear", padding_mode="border", align_corners=False
-        )
+        sampled = F.grid_sample(grid, place[None, None], mode="bilinear", padding_mode="border", align_corners=False)
         unit = F.normalize(sampled[0, :, 0].T, dim=-1)
         count = 1 if mean else len(unit)
         examples.append(ClassExamples(name, prototypes(unit, torch.ones(len(unit)), count)))
