@@ -1,0 +1,65 @@
+"""What every registered operator owes: torch's own operator checks, a fake that agrees, and a decided gradient."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ovs_kernels
+from ovs_kernels import _native
+from ovs_kernels._ops import OPERATORS
+
+SAMPLES = [(name, index) for name, operator in OPERATORS.items() for index in range(len(operator.samples("cpu")))]
+
+
+def call(name, arguments):
+    return getattr(torch.ops.ovs_kernels, name)(*arguments)
+
+
+@pytest.mark.parametrize(("name", "index"), SAMPLES)
+def test_opcheck(name, index):
+    arguments = OPERATORS[name].samples("cpu")[index]
+    torch.library.opcheck(getattr(torch.ops.ovs_kernels, name).default, arguments)
+
+
+@pytest.mark.parametrize(("name", "index"), SAMPLES)
+def test_fake_and_real_agree(name, index):
+    arguments = OPERATORS[name].samples("cpu")[index]
+    real = call(name, arguments)
+    meta = call(name, [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments])
+    for one, two in zip(real, meta, strict=True):
+        assert one.shape == two.shape
+        assert one.dtype == two.dtype
+        assert one.stride() == two.stride()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradient_is_decided(name):
+    samples = OPERATORS[name].samples("cpu")
+    wants = [s for s in samples if any(isinstance(a, torch.Tensor) and a.requires_grad for a in s)]
+    assert wants, f"{name} has no sample that requires grad"
+    for arguments in wants:
+        assert call(name, arguments)[0].requires_grad == OPERATORS[name].differentiable
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_public_docstring_has_the_fixed_lines(name):
+    text = getattr(ovs_kernels, name).__doc__
+    for line in ("Args:", "Returns:", "Raises:", "Devices/dtypes:", "Differentiable:", "Deterministic:", "Memory:"):
+        assert line in text, f"{name}: no {line}"
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_native_on_the_cpu(name):
+    assert OPERATORS[name].native_cpu
+
+
+def test_numbers_of_the_enums_are_those_of_the_core():
+    csrc = Path(__file__).parents[1] / "csrc"
+    text = (csrc / "common/dtype.h").read_text() + (csrc / "pixels/pixels.h").read_text()
+    numbers = {name.lower(): int(number) for name, number in re.findall(r"\bk(\w+) = (\d+)", text)}
+    for dtype, number in _native.DTYPES.items():
+        assert numbers[str(dtype).removeprefix("torch.")] == number
+    for name, number in {**_native.ISA_NUMBERS, **_native.SOLVE_MODES}.items():
+        assert numbers[name] == number
