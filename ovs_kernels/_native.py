@@ -1,8 +1,8 @@
 """The compiled module: loading it, what it was built with, and what it can run here.
 
-Nothing is loaded at import. The first operator call (or a question asked here) imports `ovs_kernels._C`, after torch, so
-that both use one OpenMP runtime. A missing or broken module is not fatal on a CPU: operators run the reference and say so
-once.
+Nothing is loaded at import. The first operator call (or a question asked here) imports `ovs_kernels._C`, after torch,
+so that both use one OpenMP runtime. A missing or broken module is not fatal on a CPU: operators run the reference and
+say so once.
 
 Environment:
     OVS_KERNELS_REFERENCE=1  never use compiled code (to compare, or to bisect a problem).
@@ -96,7 +96,7 @@ def use_isa(level: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def use_emulator(emulated: ModuleType) -> Iterator[None]:
-    """Inside the block CPU tensors go to the CUDA half of `emulated`, the module of tests/cuda_emulator (tests only)."""
+    """Inside the block CPU tensors go to the CUDA half of `emulated`, the module of tests/cuda_emulator."""
     global _emulator
     previous, _emulator = _emulator, emulated
     try:

@@ -51,13 +51,14 @@ def lp_pixels(
 
     Args:
         scores: [C, H, W] or [B, C, H, W] float, any scale: class scores at the resolution of the image.
-        image: [3, H, W] or [B, 3, H, W], like `scores`: sRGB, float in [0, 1] or uint8. With `color=None` float features
-            of any number of channels F, used as they are (depth, or Lab and depth together).
+        image: [3, H, W] or [B, 3, H, W], like `scores`: sRGB, float in [0, 1] or uint8. With `color=None` float
+            features of any number of channels F, used as they are (depth, or Lab and depth together).
         window: odd side of the neighbourhood in pixels, 1 to 31.
         tau: feature distance at which a link has weakened to 1/e. In Lab, 0.01 is one unit of L*.
         alpha: share of a pixel's result that comes from its neighbours, in (0, 1).
-        mode: "official" takes `max_iter` steps of conjugate gradients per class, as the published code does (which is not
-            converged); "exact" solves to `tol`, by the Chebyshev semi-iteration, with residual bound |Y - L X| <= tol |Y|.
+        mode: "official" takes `max_iter` steps of conjugate gradients per class, as the published code does (which is
+            not converged); "exact" takes as many steps of the Chebyshev semi-iteration as bring |Y - L X| below
+            tol |Y| in exact arithmetic. In float32 rounding keeps the true residual at about 5e-6 |Y|.
         max_iter: steps at most; None is 10 in "official" and as many as `tol` needs in "exact" (45 with the defaults).
         tol: relative residual; in "official" a class that reaches it stops early.
         color: "lab" converts `image` from sRGB, None takes it as features.
@@ -65,23 +66,27 @@ def lp_pixels(
         groups: [C] integers, the output channel of each class: several names of one class, the largest score counts.
             A CUDA tensor here is read back to the host.
         return_info: also return a `PropagationInfo`. In "exact" it costs one more step, to measure the residual.
-        memory_limit: bytes of scratch memory at most; the classes are then solved in smaller chunks, with the same result.
+        memory_limit: bytes of scratch memory at most; the classes are then solved in smaller chunks, with the same
+            result.
 
     Returns:
-        The scores [C, H, W] (G = max(groups) + 1 channels with `groups`) in the dtype of `scores`, about 1 / (1 - alpha)
-        times larger than they came; or with `labels` [H, W], uint8 for at most 255 channels, else int32. With a
-        batch axis if the scores have one. With `return_info` a tuple of that and the info.
+        The scores [C, H, W] (G = max(groups) + 1 channels with `groups`) in the dtype of `scores`, up to
+        1 / (1 - alpha) times larger than they came; or with `labels` [H, W], uint8 for at most 255 channels, else
+        int32. With a batch axis if the scores have one. With `return_info` a tuple of that and the info.
 
     Raises:
         TypeError: wrong kind or dtype of an argument.
-        ValueError: wrong shape, range or device of an argument, or a `memory_limit` that is too small, with the minimum.
+        ValueError: wrong shape, range or device of an argument, or a `memory_limit` that is too small.
         RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
 
-    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32); float64 (on CUDA by the reference).
-    Differentiable: by `scores`, in mode="exact" (one more solve); mode="official" refuses in backward. Not by `image`.
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32); float64 (on CUDA by the
+        reference).
+    Differentiable: by `scores`, in mode="exact" (one more solve); mode="official" refuses in backward. Not by
+        `image`.
     Deterministic: yes, on CPU for any number of threads. Ties between labels go to the smallest index.
-    Non-finite: a pixel whose colour is NaN or Inf is isolated, X = Y there. A class with a NaN or Inf score comes back as
-        NaN everywhere and never wins a label; the other classes are not touched.
+    Non-finite: a pixel whose colour is NaN or Inf is isolated: X = Y there in "exact"; in "official" the ten global
+        steps leave it about one per cent away. A class with a NaN or Inf score comes back as NaN everywhere and never
+        wins a label; the other classes are not touched.
     Memory: on CPU about 440 bytes per pixel for the links (window=13) and 16 bytes per pixel and class for at most 32
         classes at a time; on CUDA 20 bytes per pixel and class.
     Reference: LPOSS+ (label propagation at the pixel level), equation of the propagation with S = D^-1/2 W D^-1/2; the

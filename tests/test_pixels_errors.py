@@ -161,7 +161,8 @@ CASES = {
         ValueError,
         "groups: expected one integer per class, C=2 (that of scores), got 3",
     ),
-    "negative group": ({"groups": [0, -1]}, ValueError, "groups: expected integers >= 0, got -1"),
+    "negative group": ({"groups": [0, -1]}, ValueError, "groups: expected integers in [0, 65535], got -1"),
+    "absurd group": ({"groups": [0, 10**12]}, ValueError, "groups: expected integers in [0, 65535], got 1000000000000"),
     "group of a half": ({"groups": [0.5, 1.0]}, TypeError, "groups: expected integers, got list [0.5, 1.0]"),
 }
 

@@ -14,8 +14,9 @@
 //
 // Contract.
 //   borders        a pixel at the border has fewer neighbours: no padding, no reflection.
-//   non-finite     a NaN or Inf feature isolates its pixel (X = Y there). A class whose scores hold a NaN or an Inf
-//                  comes back as NaN everywhere; the other classes are not touched. In labels such a class never wins.
+//   non-finite     a NaN or Inf feature isolates its pixel: X = Y there when solved (ten CG steps, whose lengths all
+//                  pixels share, leave it about one per cent away). A class whose scores hold a NaN or an Inf comes
+//                  back as NaN everywhere; the other classes are not touched. In labels such a class never wins.
 //   ties           labels: the smallest group index wins.
 //   determinism    same bits for the same input, on CPU for any number of threads. No atomics.
 //   zero extents   nothing is written, nothing is launched.

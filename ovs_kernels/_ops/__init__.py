@@ -1,8 +1,8 @@
 """The operators: one `torch.library` namespace, one file per family.
 
-Every operator is a schema, a plan (all checks, then shapes and dtypes), an implementation for CPU and one for CUDA, a fake
-built from the plan, and either a gradient or a documented refusal. Implementations, fake and tests call the same plan, so
-nothing is checked twice and nobody slips past it through `torch.ops.ovs_kernels`.
+Every operator is a schema, a plan (all checks, then shapes and dtypes), an implementation for CPU and one for CUDA, a
+fake built from the plan, and either a gradient or a documented refusal. Implementations, fake and tests call the same
+plan, so nothing is checked twice and nobody slips past it through `torch.ops.ovs_kernels`.
 """
 
 import dataclasses

@@ -27,6 +27,7 @@ from . import Gradient, register
 
 NAME = "lp_pixels"
 MAX_WINDOW = 31
+MAX_GROUPS = 65536
 OFFICIAL_STEPS = 10
 # Classes solved together: vectors of 8 up to 32, the core's kClassGranule and kMaxClassChunk.
 CLASS_GRANULE, MAX_CLASS_CHUNK = 8, 32
@@ -83,8 +84,9 @@ def _count_groups(groups: list[int] | None, num_classes: int) -> int:
         return num_classes
     if len(groups) != num_classes:
         wrong_value(NAME, "groups", f"one integer per class, C={num_classes} (that of scores)", f"{len(groups)}")
-    if any(group < 0 for group in groups):
-        wrong_value(NAME, "groups", "integers >= 0", min(groups))
+    for group in groups:
+        if not 0 <= group < MAX_GROUPS:
+            wrong_value(NAME, "groups", f"integers in [0, {MAX_GROUPS - 1}]", group)
     return max(groups, default=-1) + 1
 
 

@@ -221,8 +221,8 @@ std::string check_sums(int n, dim3 block, bool integers) {
         const bool right = std::abs(got[i] - expected[i % 4]) <= tolerance;
         if (right && got[i] == got[i % 4]) continue;  // the same bits in every thread
         std::ostringstream text;
-        text << "block_sum<" << kThreads << "> of " << n << " values of " << sizeof(T) << " bytes, thread "
-             << i / 4 << ", quantity " << i % 4 << ": expected " << expected[i % 4] << ", got " << got[i];
+        text << "block_sum<" << kThreads << "> of " << n << " values of " << sizeof(T) << " bytes, thread " << i / 4
+             << ", quantity " << i % 4 << ": expected " << expected[i % 4] << ", got " << got[i];
         return text.str();
     }
     return "";
@@ -255,8 +255,7 @@ __global__ void __launch_bounds__(kTileW* kTileH)
         tile[i] = inside ? __ldg(&in[y * width + x]) : make_float2(0.0f, 0.0f);
     }
     __syncthreads();
-    const int x = left + kRadius + static_cast<int>(threadIdx.x),
-              y = top + kRadius + static_cast<int>(threadIdx.y);
+    const int x = left + kRadius + static_cast<int>(threadIdx.x), y = top + kRadius + static_cast<int>(threadIdx.y);
     if (x >= width || y >= height) return;
     float2 sum = make_float2(0.0f, 0.0f);
     for (int dy = 0; dy <= 2 * kRadius; ++dy) {
@@ -282,8 +281,7 @@ std::string check_warp_operations() {
     OVS_CHECK_LAUNCH("warp");
     std::vector<int> expected;
     for (int lane = 0; lane < kWarp; ++lane) {
-        for (int which = 0; which < kNumWarpCases; ++which)
-            expected.push_back(expected_warp_case(lane, which));
+        for (int which = 0; which < kNumWarpCases; ++which) expected.push_back(expected_warp_case(lane, which));
     }
     return compare("warp operations", out.to_host(), expected);
 }
@@ -306,8 +304,8 @@ std::string check_atomics() {
     ovs::launch(atomics_kernel, 2, 64, 0, nullptr, integers.data(), wrapped.data(), single_sum.data(),
                 double_sum.data());
     OVS_CHECK_LAUNCH("atomics");
-    std::string problem = compare("atomics", integers.to_host(),
-                                  {128 * 127 / 2, -128, -127, 127, 0x7fffffff, 0xf0, 0, 1234, 99});
+    std::string problem =
+        compare("atomics", integers.to_host(), {128 * 127 / 2, -128, -127, 127, 0x7fffffff, 0xf0, 0, 1234, 99});
     if (problem.empty()) problem = compare("atomicInc", wrapped.to_host(), {128u % 10u});
     if (problem.empty()) problem = compare("atomicAdd of float", single_sum.to_host(), {64.0f});
     if (problem.empty()) problem = compare("atomicAdd of double", double_sum.to_host(), {32.0});
@@ -316,8 +314,7 @@ std::string check_atomics() {
 
 std::string check_math() {
     const DeviceArray<double> out(std::vector<double>(18, -1.0));
-    const DeviceArray<float4> vectors(
-        {make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(1.0f, 2.0f, 3.0f, 4.0f)});
+    const DeviceArray<float4> vectors({make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(1.0f, 2.0f, 3.0f, 4.0f)});
     ovs::launch(math_kernel, 1, 1, 0, nullptr, vectors.data(), out.data());
     OVS_CHECK_LAUNCH("math");
     const std::vector<double> got = out.to_host();
@@ -366,8 +363,7 @@ std::string check_stencil() {
                                      cudaMemcpyHostToDevice, nullptr));
     const dim3 grid((width + kTileW - 1) / kTileW, (height + kTileH - 1) / kTileH);
     const std::size_t bytes = sizeof(float2) * (kTileW + 2 * kRadius) * (kTileH + 2 * kRadius);
-    ovs::launch(stencil_kernel, grid, dim3(kTileW, kTileH), bytes, nullptr, in.data(), out.data(), width,
-                height);
+    ovs::launch(stencil_kernel, grid, dim3(kTileW, kTileH), bytes, nullptr, in.data(), out.data(), width, height);
     OVS_CHECK_LAUNCH("stencil");
     for (const float2& value : out.to_host()) got.insert(got.end(), {value.x, value.y});
     return compare("stencil", got, expected);

@@ -186,8 +186,7 @@ bool run_box3(int deleted) {
     const int n = 2 * kThreads + 7;
     const std::vector<int> values = sample_values(n, 1000);
     const DeviceArray<int> x(values), y(std::vector<int>(values.size(), -1));
-    ovs::launch(box3_kernel, 1, kThreads, (kThreads + 2) * sizeof(int), nullptr, x.data(), y.data(), n,
-                deleted);
+    ovs::launch(box3_kernel, 1, kThreads, (kThreads + 2) * sizeof(int), nullptr, x.data(), y.data(), n, deleted);
     OVS_CHECK_LAUNCH("box3");
     std::vector<int> expected(n);
     for (int i = 0; i < n; ++i) {

@@ -35,9 +35,7 @@ const char* judge(const std::vector<float>& values) {
     return values == count_up(static_cast<int>(values.size())) ? "right" : "wrong";
 }
 
-void print_status(cudaError_t status) {
-    std::printf("%s: %s\n", cudaGetErrorName(status), cudaGetErrorString(status));
-}
+void print_status(cudaError_t status) { std::printf("%s: %s\n", cudaGetErrorName(status), cudaGetErrorString(status)); }
 
 // Mistakes of the host side. Each leaves its error, or its values in `out`.
 cudaError_t run_host_bug(const std::string& name, std::vector<float>* out) {
@@ -129,8 +127,7 @@ std::string check_errors() {
         if (cudaPeekAtLastError() != cudaSuccess) return "OVS_CHECK_LAUNCH: the error is still pending";
         launch_count_up(g.data(), kN, nullptr);
         OVS_CHECK_LAUNCH("count_up");
-        if (std::strcmp(judge(g.to_host()), "right") != 0)
-            return "the launch after a failed one gave a wrong result";
+        if (std::strcmp(judge(g.to_host()), "right") != 0) return "the launch after a failed one gave a wrong result";
     }
     try {
         OVS_CUDA(cudaMemset(nullptr, 0, 4));
