@@ -23,6 +23,7 @@ import torch
 DTYPES = {torch.float32: 0, torch.float64: 1}
 ISA_NUMBERS = {"baseline": 0, "v2": 2, "v3": 3, "v4": 4}
 SOLVE_MODES = {"official": 0, "exact": 1}
+HUGE_PAGES_FROM = 8 * 2**20  # bytes of a tensor
 
 _emulator: ModuleType | None = None
 _forced_isa: str | None = None
@@ -171,6 +172,13 @@ def current_stream(device: torch.device) -> int:
     return get(index) if get is not None else torch.cuda.current_stream(index).cuda_stream
 
 
-def allocate_workspace(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Scratch memory from torch's allocator, uninitialised."""
-    return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised tensor from torch's allocator, for results and scratch memory.
+
+    On a CPU the system is asked for huge pages: touching fresh memory for the first time costs a quarter then.
+    """
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    compiled = _load()[0]
+    if compiled is not None and tensor.device.type == "cpu" and tensor.nbytes >= HUGE_PAGES_FROM:
+        compiled.advise_huge_pages(address=tensor.data_ptr(), num_bytes=tensor.nbytes)
+    return tensor

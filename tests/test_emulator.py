@@ -18,7 +18,7 @@ FOLDER = Path(os.environ.get("OVS_EMULATOR_DIR") or REPOSITORY / "build" / "emul
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 VARIANTS = ("", "_ucontext", "_asan", "_tsan")
 SANITIZER_STATUS = 66
-CASES = sorted(path.stem for path in (REPOSITORY / "tests" / "csrc").glob("*_cases.cpp"))
+FAMILIES = sorted({path.parent.name for path in (REPOSITORY / "csrc").glob("*/*_cuda*.cu")})
 
 CHECKS = (
     "warp_operations",
@@ -247,11 +247,31 @@ def test_deleted_barrier_changes_the_result_in_some_order(name, number):
 # The core's own C++ cases (tests/csrc) under the emulator
 
 
-@pytest.mark.parametrize(("variant", "order"), [case for case in BUILDS_AND_ORDERS if case[0] != "_ucontext"])
-@pytest.mark.parametrize("cases", CASES)
-def test_cases(cases, variant, order):
-    result = run_program(cases + variant, order=order)
+CASE_RUNS = [
+    *(("", order, "0") for order in ORDERS),
+    ("", "forward", "1"),
+    ("_asan", "random:1", "0"),
+    ("_tsan", "random:1", "0"),
+]
+
+
+@pytest.mark.parametrize(("variant", "order", "deferred"), CASE_RUNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cases(family, variant, order, deferred):
+    arguments = ["--small"] if variant == "_tsan" else []
+    result = run_program(f"{family}_cases{variant}", *arguments, order=order, **{"async": deferred})
     assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert len(lines) >= (5 if arguments else 20), result.stdout
+    assert [line for line in lines if not line.startswith("ok ")] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cases_take_no_unknown_argument(family):
+    result = run_program(f"{family}_cases", "--smal", order="forward")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"usage: {family}_cases")
 
 
 # The rules that keep the kernels runnable here

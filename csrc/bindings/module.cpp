@@ -1,6 +1,11 @@
 // The compiled module ovs_kernels._C: build information and one bind_<family> per family.
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "bindings/bind.h"
 #include "common/error.h"
 
@@ -36,6 +41,18 @@ int detected_isa() {
 #endif
 }
 
+// Asks for huge pages under the whole ones inside [address, address + num_bytes). A hint: no error, and nothing where
+// the system has none.
+void advise_huge_pages(std::uintptr_t address, std::size_t num_bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t kPage = std::uintptr_t(2) << 20;
+    const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + num_bytes) / kPage * kPage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)address, (void)num_bytes;
+#endif
+}
+
 }  // namespace
 }  // namespace ovs::bindings
 
@@ -52,5 +69,6 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     });
     m.def("build_info", &ovs::bindings::build_info);
     m.def("detected_isa", &ovs::bindings::detected_isa);
+    m.def("advise_huge_pages", &ovs::bindings::advise_huge_pages, py::arg("address"), py::arg("num_bytes"));
     ovs::bindings::bind_pixels(m);
 }

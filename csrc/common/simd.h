@@ -18,6 +18,7 @@
 
 #define OVS_INLINE inline __attribute__((always_inline))
 #define OVS_UNROLL _Pragma("GCC unroll 64")
+#define OVS_INDEPENDENT _Pragma("GCC ivdep")  // no iteration writes what another reads
 
 namespace ovs {
 namespace OVS_ISA {

@@ -16,6 +16,7 @@ inline void check_params(const PixelsParams& p) {
     OVS_REQUIRE(p.window >= 1 && p.window <= kMaxWindow && p.window % 2 == 1, "lp_pixels: unsupported window");
     OVS_REQUIRE(p.class_chunk >= kClassGranule && p.class_chunk <= kMaxClassChunk && p.class_chunk % kClassGranule == 0,
                 "lp_pixels: unsupported class_chunk");
+    OVS_REQUIRE(p.max_iter >= 1, "lp_pixels: max_iter below 1");
     OVS_REQUIRE(p.label_bytes == 1 || p.label_bytes == 4, "lp_pixels: unsupported label_bytes");
 }
 

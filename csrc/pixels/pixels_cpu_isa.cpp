@@ -9,6 +9,7 @@
 // Inner products: float sums over at most 128 pixels, then double partials per (strip, row), added in that order
 // whatever the number of threads.
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "pixels/pixels_affinity.h"
@@ -46,6 +47,8 @@ private:
     static constexpr int kWide = kVectorBytes / sizeof(T);
     static constexpr int kLanes = kWide > kClassGranule ? kClassGranule : kWide;  // for the memory-bound sweeps
     using V = Vec<T, kLanes>;
+    // Pixels that a sweep takes at a time: all their classes stay in L1; sums over them are T, then go on in double.
+    static constexpr int64_t kRun = 64;
 
     const T* scores(int c) const {
         return static_cast<const T*>(p_.scores) + (first_class_ + c) * g_.height * g_.width;
@@ -54,24 +57,52 @@ private:
     int64_t halo_index(int64_t y, int64_t x) const { return state_index(y + g_.radius, x); }
     int64_t degree_index(int64_t y, int64_t x) const { return y * g_.pitch + g_.radius + x; }
 
-    // Largest magnitude of each class, as a power of two, and whether all its scores are finite.
+    // Of each class: whether all scores are finite, the power of two that brings the largest near 1, and |y|^2.
     void scan_classes() {
         const int64_t pixels = g_.height * g_.width;
-        parallel_for(classes_, threads_, [&](int64_t c) {
+        parallel_for(g_.chunk, threads_, [&](int64_t c) {
+            b_.finite[c] = 1;
+            b_.scale[c] = T(1);
+            b_.classes[c] = start_class(0.0);
+            if (c >= classes_) return;
             const T* y = scores(static_cast<int>(c));
-            T largest = 0, poison = 0;
-            for (int64_t i = 0; i < pixels; ++i) {
-                const T magnitude = y[i] < 0 ? -y[i] : y[i];
-                largest = magnitude > largest ? magnitude : largest;
-                poison += y[i] * T(0);  // NaN from the first NaN or Inf on
-            }
-            b_.finite[c] = poison == T(0);
-            const int exponent = largest > T(0) && b_.finite[c] ? std::ilogb(largest) : 0;
-            b_.scale[c] = std::ldexp(T(1), std::clamp(-exponent, -120, 120));
+            const T largest = largest_magnitude(y, pixels);
+            b_.finite[c] = largest <= std::numeric_limits<T>::max();
+            if (b_.finite[c] == 0 || largest == T(0)) return;
+            b_.scale[c] = std::ldexp(T(1), std::clamp(-std::ilogb(largest), -120, 120));
+            b_.classes[c] = start_class(sum_of_squares(y, pixels, b_.scale[c]));
         });
     }
 
-    // state = D^-1/2 (scale Y), zero outside the image, and |y|^2 of each class.
+    // Compared as integers: magnitudes order the same way, NaN and Inf above all, and the loop is vectorised.
+    static T largest_magnitude(const T* y, int64_t count) {
+        using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+        Bits top = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            Bits bits;
+            std::memcpy(&bits, y + i, sizeof bits);
+            top = std::max(top, bits & (~Bits(0) >> 1));
+        }
+        T largest;
+        std::memcpy(&largest, &top, sizeof largest);
+        return largest;
+    }
+
+    static double sum_of_squares(const T* y, int64_t count, T scale) {
+        constexpr int kSums = 16;  // independent ones, so that additions do not wait for each other
+        double sums[kSums] = {};
+        int64_t i = 0;
+        for (; i + kSums <= count; i += kSums) {
+            for (int k = 0; k < kSums; ++k) {
+                const double value = static_cast<double>(y[i + k] * scale);
+                sums[k] += value * value;
+            }
+        }
+        for (; i < count; ++i) sums[0] += static_cast<double>(y[i] * scale) * static_cast<double>(y[i] * scale);
+        return std::accumulate(sums, sums + kSums, 0.0);
+    }
+
+    // state = D^-1/2 (scale Y), zero outside the image.
     void pack() {
         T* state = b_.front;
         const int64_t row = g_.pitch * g_.chunk;
@@ -85,27 +116,22 @@ private:
         parallel_for(g_.height, threads_, [&](int64_t y) {
             T* out = state + (y + g_.radius) * row;
             std::fill_n(out, row, T(0));
-            double* sums = b_.dot_rows + y * 2 * g_.chunk;
-            std::fill_n(sums, g_.chunk, 0.0);
-            for (int c = 0; c < classes_; ++c) {
-                if (b_.finite[c] == 0) continue;
-                const T* in = scores(c) + y * g_.width;
-                const T scale = b_.scale[c];
-                double sum = 0;
-                for (int64_t x = 0; x < g_.width; ++x) {
-                    const T value = in[x] * scale;
-                    sum += static_cast<double>(value) * value;
-                    out[(g_.radius + x) * g_.chunk + c] = value * root(b_.inverse_degree[degree_index(y, x)]);
+            for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
+                const int64_t count = std::min(kRun, g_.width - x0);
+                T factor[kRun];
+                for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.inverse_degree[degree_index(y, x0 + i)]);
+                for (int c = 0; c < classes_; ++c) {
+                    if (b_.finite[c] == 0) continue;
+                    const T* in = scores(c) + y * g_.width + x0;
+                    T* to = out + (g_.radius + x0) * g_.chunk + c;
+                    for (int64_t i = 0; i < count; ++i) to[i * g_.chunk] = in[i] * b_.scale[c] * factor[i];
                 }
-                sums[c] = sum;
             }
             if (!official) {
                 std::memcpy(b_.first + y * row, out, row * sizeof(T));
                 std::fill_n(b_.back + (y + g_.radius) * row, row, T(0));
             }
         });
-        add_dots(g_.height);
-        for (int c = 0; c < g_.chunk; ++c) b_.classes[c] = start_class(dot(0, c));
     }
 
     // Adds the partial inner products of `rows` rows into row 0, in order.
@@ -188,7 +214,6 @@ private:
             a[c] = static_cast<T>(b_.classes[c].a);
             b[c] = static_cast<T>(b_.classes[c].b);
         }
-        constexpr int64_t kRun = 64;  // pixels summed in T before the sum goes on in double
         parallel_for(g_.height, threads_, [&](int64_t y) {
             double* sums = b_.dot_rows + y * 2 * g_.chunk;
             std::fill_n(sums, g_.chunk, 0.0);
@@ -319,42 +344,45 @@ private:
     void unpack(const T* state, int halo) {
         const T nan = std::numeric_limits<T>::quiet_NaN();
         parallel_for(g_.height, threads_, [&](int64_t y) {
-            for (int c = 0; c < classes_; ++c) {
-                const T undo = T(1) / b_.scale[c];
-                const T* in = state == nullptr ? nullptr : state + state_index(y + halo, 0) + c;
-                const T* degree = b_.degree + degree_index(y, 0);
-                const bool finite = b_.finite[c] != 0;
-                const auto value = [&](int64_t x) {
-                    return !finite ? nan : in == nullptr ? T(0) : in[x * g_.chunk] * root(degree[x]) * undo;
-                };
-                write_row(y, c, value);
+            for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
+                const int64_t count = std::min(kRun, g_.width - x0);
+                T factor[kRun], values[kRun];
+                for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.degree[degree_index(y, x0 + i)]);
+                for (int c = 0; c < classes_; ++c) {
+                    if (b_.finite[c] == 0 || state == nullptr) {
+                        std::fill_n(values, count, b_.finite[c] == 0 ? nan : T(0));
+                    } else {
+                        const T undo = T(1) / b_.scale[c];
+                        const T* in = state + state_index(y + halo, x0) + c;
+                        for (int64_t i = 0; i < count; ++i) values[i] = in[i * g_.chunk] * factor[i] * undo;
+                    }
+                    write_run(y * g_.width + x0, c, values, count);
+                }
             }
         });
     }
 
-    template <class Value>
-    void write_row(int64_t y, int c, const Value& value) {
-        const int64_t cls = first_class_ + c, pixels = g_.height * g_.width, begin = y * g_.width;
+    // Writes scores of one class at `count` pixels from `begin` on, or compares them with the best so far.
+    void write_run(int64_t begin, int c, const T* values, int64_t count) {
+        const int64_t cls = first_class_ + c, pixels = g_.height * g_.width;
         const int32_t group = p_.groups != nullptr ? p_.groups[cls] : static_cast<int32_t>(cls);
         if (p_.labels != nullptr) {
             T* best = b_.best + begin;
-            for (int64_t x = 0; x < g_.width; ++x) {
-                const T v = value(x);
+            for (int64_t i = 0; i < count; ++i) {
                 // NaN never wins: both comparisons are false. Of equal scores the smallest group wins.
-                if (v > best[x] || (v == best[x] && group < label(begin + x))) {
-                    best[x] = v;
-                    set_label(begin + x, group);
+                if (values[i] > best[i] || (values[i] == best[i] && group < label(begin + i))) {
+                    best[i] = values[i];
+                    set_label(begin + i, group);
                 }
             }
             return;
         }
         T* out = static_cast<T*>(p_.out) + group * pixels + begin;
         if (p_.groups == nullptr) {
-            for (int64_t x = 0; x < g_.width; ++x) out[x] = value(x);
+            std::copy_n(values, count, out);
         } else {
-            for (int64_t x = 0; x < g_.width; ++x) {
-                const T v = value(x);
-                if (v > out[x] || v != v) out[x] = v;
+            for (int64_t i = 0; i < count; ++i) {
+                if (values[i] > out[i] || values[i] != values[i]) out[i] = values[i];
             }
         }
     }

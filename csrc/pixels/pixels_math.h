@@ -15,6 +15,12 @@ constexpr float kLargestExponent = 87.33654475055310f;
 OVS_HOST_DEVICE float root(float x) { return sqrtf(x); }
 OVS_HOST_DEVICE double root(double x) { return sqrt(x); }
 
+// Named apart: on the host an unqualified pow(float, float) computes in double.
+OVS_HOST_DEVICE float power(float x, float exponent) { return powf(x, exponent); }
+OVS_HOST_DEVICE double power(double x, double exponent) { return pow(x, exponent); }
+OVS_HOST_DEVICE float cube_root(float x) { return cbrtf(x); }
+OVS_HOST_DEVICE double cube_root(double x) { return cbrt(x); }
+
 namespace {  // internal linkage, like OVS_HOST_DEVICE
 
 template <class T>
@@ -25,23 +31,34 @@ struct Color {
 // sRGB transfer function, encoded value -> linear light.
 template <class T>
 OVS_HOST_DEVICE T srgb_to_linear(T u) {
-    return u <= T(0.04045) ? u / T(12.92) : pow((u + T(0.055)) / T(1.055), T(2.4));
+    return u <= T(0.04045) ? u / T(12.92) : power((u + T(0.055)) / T(1.055), T(2.4));
 }
 
 // CIE f: cube root with a linear start.
 template <class T>
 OVS_HOST_DEVICE T lab_curve(T t) {
-    return t > T(0.008856) ? cbrt(t) : T(7.787) * t + T(4.0 / 29.0);
+    return t > T(0.008856) ? cube_root(t) : T(7.787) * t + T(4.0 / 29.0);
 }
 
-// sRGB in [0, 1] -> (L/100, a/128, b/128), D65 white. The constants are those of kornia and scikit-image.
+// Linear light -> XYZ relative to the D65 white. The constants are those of kornia and scikit-image.
+template <class T>
+OVS_HOST_DEVICE Color<T> linear_to_xyz(T r, T g, T b) {
+    return {(T(0.412453) * r + T(0.357580) * g + T(0.180423) * b) / T(0.95047),
+            T(0.212671) * r + T(0.715160) * g + T(0.072169) * b,
+            (T(0.019334) * r + T(0.119193) * g + T(0.950227) * b) / T(1.08883)};
+}
+
+// The CIE curve of X, Y and Z -> (L/100, a/128, b/128).
+template <class T>
+OVS_HOST_DEVICE Color<T> curve_to_scaled_lab(T fx, T fy, T fz) {
+    return {(T(116) * fy - T(16)) / T(100), T(500) * (fx - fy) / T(128), T(200) * (fy - fz) / T(128)};
+}
+
+// sRGB in [0, 1] -> (L/100, a/128, b/128).
 template <class T>
 OVS_HOST_DEVICE Color<T> srgb_to_scaled_lab(T red, T green, T blue) {
-    const T r = srgb_to_linear(red), g = srgb_to_linear(green), b = srgb_to_linear(blue);
-    const T fx = lab_curve((T(0.412453) * r + T(0.357580) * g + T(0.180423) * b) / T(0.95047));
-    const T fy = lab_curve(T(0.212671) * r + T(0.715160) * g + T(0.072169) * b);
-    const T fz = lab_curve((T(0.019334) * r + T(0.119193) * g + T(0.950227) * b) / T(1.08883));
-    return {(T(116) * fy - T(16)) / T(100), T(500) * (fx - fy) / T(128), T(200) * (fy - fz) / T(128)};
+    const Color<T> xyz = linear_to_xyz(srgb_to_linear(red), srgb_to_linear(green), srgb_to_linear(blue));
+    return curve_to_scaled_lab(lab_curve(xyz.x), lab_curve(xyz.y), lab_curve(xyz.z));
 }
 
 // Half of the neighbours suffice, weights are symmetric. The forward offsets of radius R are numbered

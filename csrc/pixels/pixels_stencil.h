@@ -4,6 +4,10 @@
 // the source pixels once: a source vector is loaded once and used for every pixel of the tile that it is a neighbour
 // of, each time with one scalar weight, broadcast from memory as part of the multiply-add. So a multiply-add costs one
 // 4-byte load and a fifth of a vector load, and the arithmetic units are the limit, not the load ports.
+//
+// Memory: a tile's 2R+1 rows of state and its weights fit in L1, a strip's in L2; the weights stream past once per
+// sweep. The weights of one tile lie in as many cache lines as there are offsets, too far apart for the processor's own
+// prefetcher, so the next row's are asked for while this row is computed.
 #pragma once
 #include "common/simd.h"
 #include "pixels/pixels_cpu.h"
@@ -11,6 +15,9 @@
 namespace ovs {
 namespace OVS_ISA {
 namespace {
+
+constexpr int kLine = 64;   // bytes of a cache line
+constexpr int kIntoL2 = 2;  // third argument of __builtin_prefetch: L2, not L1
 
 // acc[i] += weight(tap, i) * source(i + tap), where weight(tap, i) = weights[tap * kTapStride + i].
 template <int kTaps, int64_t kTapStride, class V, class T>
@@ -45,10 +52,10 @@ struct WeightRows {
 };
 
 // sum_q w_pq v_q for a tile at strip column x. `source` points at the tile's first pixel, first class of the vector.
-// kRadius = 0: any radius.
+// kRadius = 0: any radius. `next_row`: distance to the weights to prefetch, 0 for none.
 template <int kRadius, int64_t kStride, class V, class T>
 OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64_t x, const T* source, int64_t row_step,
-                            int64_t chunk, int radius) {
+                            int64_t chunk, int radius, int64_t next_row) {
     // Walking against the direction of an offset, the next tap is the offset before, seen from one pixel further.
     constexpr int64_t kForward = kStride, kBackward = 1 - kStride;
     const int r = kRadius > 0 ? kRadius : radius, side = 2 * r + 1;
@@ -72,6 +79,10 @@ OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64
     row(Forward{}, here, source + chunk, r);
     for (int dy = 1; dy <= r; ++dy) {
         const int first = r + (dy - 1) * side;
+        if (next_row != 0) {
+            const T* next = here + next_row + first * kStride;
+            for (int tap = 0; tap < side; ++tap) __builtin_prefetch(next + tap * kStride, 0, kIntoL2);
+        }
         row(Forward{}, here + first * kStride, source + dy * row_step - r * chunk, side);
         row(Backward{}, w.rows[dy] + x + (first + 2 * r) * kStride - r, source - dy * row_step - r * chunk, side);
     }
@@ -88,18 +99,20 @@ OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, co
         w.rows[dy] = (y >= dy ? b.weights + g.strip_row(strip, y - dy) * g.weights_per_row() : b.no_weights) + g.radius;
     }
     const T* row = state + ((y + g.radius) * g.pitch + strip * g.strip_pixels + g.radius) * g.chunk;
-    const auto tile = [&](auto lanes, int64_t x, int c) {
+    // One vector of classes after the other, so that what a sweep along the strip comes back to is still in L1.
+    const auto sweep = [&](auto lanes, int c) {
         using V = Vec<T, decltype(lanes)::value>;
-        V acc[kTilePixels] = {};
-        gather_tile<kRadius, kStride>(acc, w, x, row + x * g.chunk + c, row_step, static_cast<int64_t>(g.chunk),
-                                      g.radius);
-        fn(acc, strip * g.strip_pixels + x, c);
+        for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) {
+            const bool fetch = c == 0 && x % (kLine / static_cast<int>(sizeof(T))) == 0 && y + 1 < g.height;
+            V acc[kTilePixels] = {};
+            gather_tile<kRadius, kStride>(acc, w, x, row + x * g.chunk + c, row_step, static_cast<int64_t>(g.chunk),
+                                          g.radius, fetch ? g.weights_per_row() : 0);
+            fn(acc, strip * g.strip_pixels + x, c);
+        }
     };
-    for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) {
-        int c = 0;
-        for (; c + kWide <= g.chunk; c += kWide) tile(std::integral_constant<int, kWide>{}, x, c);
-        for (; c < g.chunk; c += kNarrow) tile(std::integral_constant<int, kNarrow>{}, x, c);
-    }
+    int c = 0;
+    for (; c + kWide <= g.chunk; c += kWide) sweep(std::integral_constant<int, kWide>{}, c);
+    for (; c < g.chunk; c += kNarrow) sweep(std::integral_constant<int, kNarrow>{}, c);
 }
 
 // Runs `fn` for every (strip, y) on all threads: strips one after another, rows of a strip in order within an item, so

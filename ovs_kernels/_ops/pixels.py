@@ -29,8 +29,10 @@ NAME = "lp_pixels"
 MAX_WINDOW = 31
 MAX_GROUPS = 65536
 OFFICIAL_STEPS = 10
-# Classes solved together: vectors of 8 up to 32, the core's kClassGranule and kMaxClassChunk.
-CLASS_GRANULE, MAX_CLASS_CHUNK = 8, 32
+# Classes solved together: vectors of 8 (the core's kClassGranule) up to its kMaxClassChunk; on a CPU the classes of a
+# pixel fill one cache line, more at a time is slower.
+CLASS_GRANULE = 8
+MAX_CHUNK = {"cpu": 16, "cuda": 32}
 # Without a memory_limit, fewer classes are solved at a time rather than taking more scratch memory than this.
 SOFT_MEMORY_LIMIT = 1280 * 2**20
 
@@ -142,7 +144,7 @@ def _inputs(p: Plan, scores: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
 def _outputs(p: Plan, device: torch.device, info: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape, dtype = p.result_shape(), p.label_dtype or p.compute_dtype
     return (
-        torch.empty(shape, dtype=dtype, device=device),
+        _native.allocate(shape, dtype, device),
         torch.empty(p.info_shape(info), dtype=torch.int32, device=device),
         torch.empty(p.info_shape(info), dtype=torch.float64, device=device),
     )
@@ -171,20 +173,20 @@ def _reference(p: Plan, scores, image, window, tau, alpha, mode, tol, color, lab
     return result if labels else result.to(p.dtype), iterations.reshape(shape), residuals.reshape(shape)
 
 
-def chunk_sizes(num_classes: int) -> list[int]:
-    """Class chunks to try, largest first: balanced, so that 40 classes are 24 + 16 and not 32 + 8."""
+def chunk_sizes(num_classes: int, largest: int) -> list[int]:
+    """Class chunks to try, largest first: balanced, so that with `largest` 32 40 classes are 24 + 16 and not 32 + 8."""
     sizes = []
-    for chunks in range(math.ceil(num_classes / MAX_CLASS_CHUNK), math.ceil(num_classes / CLASS_GRANULE) + 1):
+    for chunks in range(math.ceil(num_classes / largest), math.ceil(num_classes / CLASS_GRANULE) + 1):
         size = math.ceil(math.ceil(num_classes / chunks) / CLASS_GRANULE) * CLASS_GRANULE
         if size not in sizes:
             sizes.append(size)
     return sizes
 
 
-def _choose_chunk(num_classes: int, bytes_of, memory_limit: int | None) -> tuple[int, int]:
+def _choose_chunk(num_classes: int, largest: int, bytes_of, memory_limit: int | None) -> tuple[int, int]:
     """Largest class chunk whose workspace fits, and its bytes."""
     limit = SOFT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    for chunk in chunk_sizes(num_classes):
+    for chunk in chunk_sizes(num_classes, largest):
         num_bytes = bytes_of(chunk)
         if num_bytes <= limit:
             return chunk, num_bytes
@@ -244,9 +246,12 @@ def _cpu(scores, image, window, tau, alpha, mode, max_iter, tol, color, labels, 
     )
     common["dtype"] = _native.DTYPES[p.compute_dtype]
     chunk, num_bytes = _choose_chunk(
-        p.num_classes, lambda size: native.lp_pixels_cpu_workspace_bytes(class_chunk=size, **common), memory_limit
+        p.num_classes,
+        MAX_CHUNK["cpu"],
+        lambda size: native.lp_pixels_cpu_workspace_bytes(class_chunk=size, **common),
+        memory_limit,
     )
-    workspace = _native.allocate_workspace(num_bytes, scores.device)
+    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
     native.lp_pixels_cpu(
         class_chunk=chunk,
         workspace=workspace.data_ptr(),
@@ -272,9 +277,12 @@ def _cuda(scores, image, window, tau, alpha, mode, max_iter, tol, color, labels,
         p, y, guide, result, iterations, residuals, window, tau, alpha, mode, tol, color, group_ids, info
     )
     chunk, num_bytes = _choose_chunk(
-        p.num_classes, lambda size: native.lp_pixels_cuda_workspace_bytes(class_chunk=size, **common), memory_limit
+        p.num_classes,
+        MAX_CHUNK["cuda"],
+        lambda size: native.lp_pixels_cuda_workspace_bytes(class_chunk=size, **common),
+        memory_limit,
     )
-    workspace = _native.allocate_workspace(num_bytes, scores.device)
+    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
     native.lp_pixels_cuda(
         class_chunk=chunk,
         workspace=workspace.data_ptr(),
