@@ -51,11 +51,17 @@ struct WeightRows {
     const T* rows[kMaxWindow / 2 + 1];
 };
 
+// What a tile prefetches: so many cache lines from here on for each of the R rows.
+struct Ahead {
+    const char* from;
+    int lines;
+};
+
 // sum_q w_pq v_q for a tile at strip column x. `source` points at the tile's first pixel, first class of the vector.
-// kRadius = 0: any radius. `next_row`: distance to the weights to prefetch, 0 for none.
+// kRadius = 0: any radius.
 template <int kRadius, int64_t kStride, class V, class T>
 OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64_t x, const T* source, int64_t row_step,
-                            int64_t chunk, int radius, int64_t next_row) {
+                            int64_t chunk, int radius, Ahead ahead) {
     // Walking against the direction of an offset, the next tap is the offset before, seen from one pixel further.
     constexpr int64_t kForward = kStride, kBackward = 1 - kStride;
     const int r = kRadius > 0 ? kRadius : radius, side = 2 * r + 1;
@@ -79,10 +85,7 @@ OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64
     row(Forward{}, here, source + chunk, r);
     for (int dy = 1; dy <= r; ++dy) {
         const int first = r + (dy - 1) * side;
-        if (next_row != 0) {
-            const T* next = here + next_row + first * kStride;
-            for (int tap = 0; tap < side; ++tap) __builtin_prefetch(next + tap * kStride, 0, kIntoL2);
-        }
+        for (int i = 0; i < ahead.lines; ++i, ahead.from += kLine) __builtin_prefetch(ahead.from, 0, kIntoL2);
         row(Forward{}, here + first * kStride, source + dy * row_step - r * chunk, side);
         row(Backward{}, w.rows[dy] + x + (first + 2 * r) * kStride - r, source - dy * row_step - r * chunk, side);
     }
@@ -99,14 +102,19 @@ OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, co
         w.rows[dy] = (y >= dy ? b.weights + g.strip_row(strip, y - dy) * g.weights_per_row() : b.no_weights) + g.radius;
     }
     const T* row = state + ((y + g.radius) * g.pitch + strip * g.strip_pixels + g.radius) * g.chunk;
+    // The tiles of the first sweep share the next row's weights between them, each a run of memory.
+    const int64_t next_bytes = y + 1 < g.height ? g.weights_per_row() * sizeof(T) : 0;
+    const int64_t shares = g.strip_pixels / kTilePixels * std::max(g.radius, 1);
+    const int lines = static_cast<int>(ceil_div(ceil_div(next_bytes, kLine), shares));
+    const char* next = reinterpret_cast<const char*>(w.rows[0] - g.radius) + next_bytes;
     // One vector of classes after the other, so that what a sweep along the strip comes back to is still in L1.
     const auto sweep = [&](auto lanes, int c) {
         using V = Vec<T, decltype(lanes)::value>;
         for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) {
-            const bool fetch = c == 0 && x % (kLine / static_cast<int>(sizeof(T))) == 0 && y + 1 < g.height;
+            const Ahead ahead{next + x / kTilePixels * lines * g.radius * kLine, c == 0 ? lines : 0};
             V acc[kTilePixels] = {};
             gather_tile<kRadius, kStride>(acc, w, x, row + x * g.chunk + c, row_step, static_cast<int64_t>(g.chunk),
-                                          g.radius, fetch ? g.weights_per_row() : 0);
+                                          g.radius, ahead);
             fn(acc, strip * g.strip_pixels + x, c);
         }
     };
