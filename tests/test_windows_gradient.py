@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from windows_inputs import CASES, DOUBLE, SINGLE_GRADIENT, ensemble_arguments, interpolation_matrix, scores_for
+from windows_inputs import (
+    CASES,
+    DOUBLE,
+    SINGLE,
+    SINGLE_GRADIENT,
+    ensemble_arguments,
+    interpolation_matrix,
+    padded_adds,
+    scores_for,
+)
 
 from ovs_kernels import merge_windows, window_boxes
 from ovs_kernels.testing import assert_close_rel
@@ -49,6 +58,19 @@ def test_gradient_is_the_transpose(device, to_device, name, dtype):
     for got, want in zip(found, expected, strict=True):
         assert got.dtype == dtype
         assert_close_rel(got, want, tolerance)
+
+
+def test_without_compiled_code(monkeypatch):
+    monkeypatch.setenv("OVS_KERNELS_REFERENCE", "1")
+    for name in ("single window", "more patches than pixels", "any boxes 1", "two set-ups"):
+        setups, boxes, size = CASES[name]
+        merged = merge_windows(*ensemble_arguments(setups, boxes, size))
+        assert_close_rel(merged, padded_adds(setups, boxes, size), SINGLE, message=name)
+        v_merged = torch.randn(setups[0].shape[1], *size)
+        for got, want in zip(
+            gradients(lambda x: x, setups, boxes, size, v_merged), transposed(setups, boxes, v_merged), strict=True
+        ):
+            assert_close_rel(got, want, SINGLE_GRADIENT, message=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

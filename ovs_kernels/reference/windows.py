@@ -53,11 +53,24 @@ def merge_windows_backward(v_merged: Tensor, grids: Sequence[int], boxes: Sequen
     Returns:
         [sum of K * C * h * w] cotangents of the scores, the set-ups one after another.
     """
-    num_classes, *size = v_merged.shape
-    with torch.enable_grad():
-        scores = [
-            v_merged.new_zeros((grids[i], num_classes, grids[i + 1], grids[i + 2]), requires_grad=True)
-            for i in range(0, len(grids), 3)
-        ]
-        v_scores = torch.autograd.grad(merge_windows(scores, boxes, size), scores, v_merged)
-    return torch.cat([v.reshape(-1) for v in v_scores])
+    num_classes, height, width = v_merged.shape
+    parts = []
+    for index, table in enumerate(boxes):
+        count, rows, columns = grids[3 * index : 3 * index + 3]
+        covering = v_merged.new_zeros((height, width))
+        for y0, x0, y1, x1 in table.tolist():
+            covering[y0:y1, x0:x1] += 1
+        share = v_merged / covering / len(boxes)
+        v_scores = v_merged.new_zeros((count, num_classes, rows, columns))
+        for v_window, (y0, x0, y1, x1) in zip(v_scores, table.tolist(), strict=True):
+            vertical = _interpolation_matrix(rows, y1 - y0, v_merged)
+            horizontal = _interpolation_matrix(columns, x1 - x0, v_merged)
+            v_window += vertical.t() @ share[:, y0:y1, x0:x1] @ horizontal
+        parts.append(v_scores.reshape(-1))
+    return torch.cat(parts)
+
+
+def _interpolation_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
+    """[n_out, n_in]: what `interpolate` does along one axis, in the dtype and on the device of `like`."""
+    unit = torch.eye(n_in, dtype=like.dtype, device=like.device)
+    return interpolate(unit[None], size=n_out, mode="linear", align_corners=False)[0].t()
