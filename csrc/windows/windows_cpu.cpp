@@ -2,7 +2,6 @@
 #include "windows/windows_cpu.h"
 
 #include "common/error.h"
-#include "common/pages.h"
 #include "windows/windows_layout.h"
 
 namespace ovs {
@@ -104,7 +103,6 @@ void merge_windows_cpu(const WindowsParams& p, DType dtype, void* workspace, std
     if (p.num_classes == 0 || header.num_windows == 0) return;
     const MergeFunction run = merge_function(isa);
     const int64_t numbers = p.num_classes * header.height * header.width;
-    if (!p.backward) prefer_large_pages(p.merged, numbers * header.real_bytes);
     const int64_t threads = std::min<int64_t>(num_threads, ceil_div(numbers, kNumbersPerThread));
     run(p, dtype, workspace, workspace_bytes, static_cast<int>(threads));
 }

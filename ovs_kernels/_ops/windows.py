@@ -209,7 +209,7 @@ def _layout(
         "dtype": _native.DTYPES[dtype],
     }
     num_bytes = native.merge_windows_layout_bytes(**arguments)
-    layout = _native.allocate_workspace(num_bytes, torch.device("cpu"))
+    layout = _native.allocate((num_bytes,), torch.uint8, torch.device("cpu"))
     native.merge_windows_layout(layout=layout.data_ptr(), layout_bytes=num_bytes, **arguments)
     return layout, layout.to(device)
 
@@ -233,7 +233,7 @@ def _run(p: Plan, operator: str, scores: Tensor, merged: Tensor, on_cuda: bool) 
         threads = torch.get_num_threads()
         num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
         where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
-    workspace = _native.allocate_workspace(num_bytes, scores.device)
+    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
     function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
     function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
 
@@ -250,7 +250,7 @@ def _merge(scores: list[Tensor], boxes: list[Tensor], size: list[int], on_cuda: 
     if _use_reference(on_cuda):
         return reference.merge_windows(scores, boxes, size).to(p.dtype)
     packed = scores[0].contiguous() if len(scores) == 1 else torch.cat([setup.reshape(-1) for setup in scores])
-    merged = packed.new_empty(p.merged_shape)
+    merged = _native.allocate(p.merged_shape, p.compute_dtype, packed.device)
     _run(p, NAME, packed, merged, on_cuda)
     return merged.to(p.dtype)
 
@@ -262,7 +262,7 @@ def _merge_backward(v_merged: Tensor, grids: list[int], boxes: list[Tensor], on_
     v_merged = v_merged.to(p.compute_dtype).contiguous()
     if _use_reference(on_cuda):
         return reference.merge_windows_backward(v_merged, grids, boxes).to(p.dtype)
-    v_scores = v_merged.new_empty(p.num_scores)
+    v_scores = _native.allocate((p.num_scores,), p.compute_dtype, v_merged.device)
     _run(p, BACKWARD, v_scores, v_merged, on_cuda)
     return v_scores.to(p.dtype)
 
