@@ -333,7 +333,7 @@ def _samples(device: str) -> list[tuple]:
 
 
 register(
-    "knn_graph(Tensor features, SymInt k, Tensor? positions, float gamma, float sigma, SymInt? memory_limit) "
+    "knn_graph(Tensor features, int k, Tensor? positions, float gamma, float sigma, int? memory_limit) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu,
     cuda=_cuda,
