@@ -111,13 +111,14 @@ def knn_graph(
         reference). The products are torch's: on CUDA they are TF32 if torch was told to use it, which moves
         similarities by about 1e-3.
     Differentiable: no.
-    Deterministic: yes, on CPU for any number of threads, as far as torch.mm is. W is symmetric bit for bit. Of equal
+    Deterministic: yes, on CPU for any number of threads, as far as torch's products are. W is symmetric bit for bit. Of equal
         similarities at the k-th place, the lower index is the neighbour.
-    Non-finite: a row of features that is zero or holds a NaN or Inf has no neighbours and is nobody's; so is, but for its
-        place among the k, a node whose position does. A weight S_ij below 1.2e-38 is zero and not stored.
-    Memory: on CPU 2 N^2 bytes and on CUDA 4 N^2, or one block of rows (256 N and 1024 N numbers) under a `memory_limit`;
-        N d numbers for the unit rows; 8 bytes per link for the result, of which there are between N (k - 1) and twice
-        that. On CUDA the host waits once, for the number of links.
+    Non-finite: a row of features that is zero or holds a NaN or Inf isolates its node, which has no links. So does a
+        position, except that the node keeps its place among the k of others. A weight S_ij below 1.2e-38 is zero and
+        not stored.
+    Memory: on CPU 2 N^2 bytes and on CUDA 4 N^2, or one block of rows (256 N and 1024 N numbers) under a
+        `memory_limit`; N d numbers for the unit rows; 8 bytes per link for the result, of which there are between
+        N (k - 1) and twice that. On CUDA the host waits once, for the number of links.
     Reference: LPOSS (label propagation over patches). See `ovs_kernels.reference.graph`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Inputs of the `knn_graph` tests and their oracle: loops over nodes in NumPy float64, sharing nothing with the package."""
+"""Inputs of the `knn_graph` tests, and their oracle: loops in NumPy float64, sharing nothing with the package."""
 
 import math
 
@@ -14,7 +14,7 @@ DOUBLE = 1e-12
 
 
 def clustered(num_nodes, num_features, seed=1, dtype=torch.float32):
-    """Features like those of patches: clusters and a common part, so most similarities are positive and none is equal."""
+    """Features like those of patches: clusters and a common part, so that most similarities are positive."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(5, num_features, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (num_nodes,), generator=generator)
@@ -100,8 +100,8 @@ def dense(graph):
 def assert_is_graph_of(graph, features, k, positions=None, gamma=3.0, sigma=0.01, near=NEAR, tol=SINGLE):
     """The graph has every link that it must have and no other, and `2 v` where both nodes chose each other.
 
-    Similarities may be off by `near`, and the rest of a weight by the share `tol`. Where a similarity is within `near` of
-    the k-th place, either choice is right; but every node has chosen k - 1 others.
+    Similarities may be off by `near`, and the rest of a weight by the share `tol`. Where a similarity is within `near`
+    of the k-th place, either choice is right; but every node has chosen k - 1 others.
     """
     matrix = dense(graph)
     similarity = similarities(features)

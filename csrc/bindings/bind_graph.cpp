@@ -21,6 +21,7 @@ KnnGraphParams read_params(Fields& f) {
     p.num_features = f.value<int64_t>("num_features");
     p.first_row = f.value<int64_t>("first_row");
     p.last_row = f.value<int64_t>("last_row");
+    p.block = f.value<int64_t>("block");
     p.num_others = f.value<int64_t>("num_others");
     p.gamma = f.value<double>("gamma");
     p.sigma = f.value<double>("sigma");

@@ -32,8 +32,8 @@
 
 namespace ovs {
 
-// CPU: products come as square blocks of this many rows, and `first_row` is a multiple of it.
-constexpr int kProductBlock = 256;
+// CPU: rows are read in groups of this many, so the blocks that products come in have a multiple of it.
+constexpr int kGroupRows = 16;
 // Columns are compared as float32 numbers, which are exact up to here.
 constexpr int64_t kMaxNodes = int64_t{1} << 24;
 
@@ -60,7 +60,8 @@ struct KnnGraphParams {
     void* degrees = nullptr;     // [N] dtype: row sums
     // sizes
     int64_t num_nodes = 0, num_features = 0;
-    int64_t first_row = 0, last_row = 0;  // the rows that the products belong to
+    int64_t first_row = 0, last_row = 0;  // the rows that the products belong to; CPU: first_row begins a block
+    int64_t block = 0;                    // CPU: rows of a block, a multiple of kGroupRows
     int64_t num_others = 0;               // min(k, N) - 1
     // parameters
     double gamma = 3.0;   // > 0

@@ -55,7 +55,8 @@ std::size_t knn_graph_cpu_workspace_bytes(const KnnGraphParams& p, DType dtype, 
 void knn_graph_cpu(const KnnGraphParams& p, DType dtype, void* workspace, std::size_t workspace_bytes, int num_threads,
                    CpuIsa isa) {
     check_params(p);
-    OVS_REQUIRE(p.first_row % kProductBlock == 0, "knn_graph: first_row is not that of a block");
+    OVS_REQUIRE(p.block > 0 && p.block % kGroupRows == 0, "knn_graph: unsupported block");
+    OVS_REQUIRE(p.first_row % p.block == 0, "knn_graph: first_row is not that of a block");
     if (p.num_nodes == 0) return;
     if (p.stage == KnnGraphStage::kOffsets) return add_up_counts(p);
     stage_function(isa)(p, dtype, workspace, workspace_bytes, num_threads);

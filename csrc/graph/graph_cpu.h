@@ -11,7 +11,7 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int kGroupRows = 16;    // rows gathered together: 64 bytes of each row of a block that is read by columns
+// A group is 16 rows because those are 64 bytes of each row of a block that is read by columns.
 constexpr int kRowMultiple = 64;  // gathered rows are padded to this: four of the widest vectors
 constexpr int kPadValues = 16;    // what a compressed store may write past its end
 

@@ -110,26 +110,25 @@ private:
     }
 
     const T* tile(int64_t row_block, int64_t column_block) const {
-        const int64_t blocks = ceil_div(p_.num_nodes, kProductBlock);
+        const int64_t blocks = ceil_div(p_.num_nodes, p_.block);
         const int64_t number = p_.tile_numbers[row_block * blocks + column_block];
-        return static_cast<const T*>(p_.products) + number * kProductBlock * kProductBlock;
+        return static_cast<const T*>(p_.products) + number * p_.block * p_.block;
     }
 
     // Rows first .. first + count of the products, their own columns and the padding -1.
     void gather(int64_t first, int64_t count, T* rows) const {
-        const int64_t own = first / kProductBlock, local = first % kProductBlock, stride = b_.stride;
-        for (int64_t block = 0; block * kProductBlock < p_.num_nodes; ++block) {
-            const int64_t begin = block * kProductBlock, width = std::min<int64_t>(kProductBlock, p_.num_nodes - begin);
+        const int64_t own = first / p_.block, local = first % p_.block, stride = b_.stride;
+        for (int64_t block = 0; block * p_.block < p_.num_nodes; ++block) {
+            const int64_t begin = block * p_.block, width = std::min<int64_t>(p_.block, p_.num_nodes - begin);
             if (block < own) {
-                transpose(tile(block, own) + local, width, count, rows + begin, stride);
+                transpose(tile(block, own) + local, p_.block, width, count, rows + begin, stride);
                 continue;
             }
             const T* from = tile(own, block);
             for (int64_t r = 0; r < count; ++r) {
-                std::memcpy(rows + r * stride + begin, from + (local + r) * kProductBlock, width * sizeof(T));
+                std::memcpy(rows + r * stride + begin, from + (local + r) * p_.block, width * sizeof(T));
                 if (block > own) continue;
-                for (int64_t c = 0; c < local + r; ++c)
-                    rows[r * stride + begin + c] = from[c * kProductBlock + local + r];
+                for (int64_t c = 0; c < local + r; ++c) rows[r * stride + begin + c] = from[c * p_.block + local + r];
                 rows[r * stride + first + r] = T(-1);
             }
         }
@@ -139,16 +138,16 @@ private:
     }
 
     // to[r, c] = from[c, r]
-    static void transpose(const T* from, int64_t width, int64_t count, T* to, int64_t stride) {
+    static void transpose(const T* from, int64_t pitch, int64_t width, int64_t count, T* to, int64_t stride) {
         if (count == kGroupRows) {
             for (int64_t c = 0; c < width; ++c) {
                 OVS_UNROLL
-                for (int64_t r = 0; r < kGroupRows; ++r) to[r * stride + c] = from[c * kProductBlock + r];
+                for (int64_t r = 0; r < kGroupRows; ++r) to[r * stride + c] = from[c * pitch + r];
             }
             return;
         }
         for (int64_t c = 0; c < width; ++c) {
-            for (int64_t r = 0; r < count; ++r) to[r * stride + c] = from[c * kProductBlock + r];
+            for (int64_t r = 0; r < count; ++r) to[r * stride + c] = from[c * pitch + r];
         }
     }
 

@@ -2,12 +2,13 @@
 
 Both bridges run the stages of csrc/graph/graph.h. The products of unit rows, nearly all of the arithmetic, are torch's:
 blocks of rows times blocks of columns, at and above the diagonal only. They are kept when they fit into the memory
-limit; otherwise those of some rows at a time are made, for each stage again. A block's product is the same call with the
-same operands either way, and so are its bits.
+limit; otherwise those of some rows at a time are made, for each stage again. A tile is the product of the
+same operands either way, and has the same bits.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -33,8 +34,9 @@ NAME = "knn_graph"
 MAX_NODES = 2**24  # the core's kMaxNodes
 MAX_LINKS = 2**31 - 1  # indices into a row are int32
 STAGES = {"normalize": 0, "select": 1, "count": 2, "offsets": 3, "emit": 4}  # the core's KnnGraphStage
-# Rows and columns of a block. On a CPU the core's kProductBlock: 256 KB of products, and no time lost at the diagonal.
+# Rows and columns of a block at most: on a CPU 256 KB of products, and little is computed on both sides of the diagonal.
 CPU_BLOCK, CUDA_BLOCK = 256, 1024
+GROUP_ROWS = 16  # the core's kGroupRows
 # Without a memory_limit, the products are made in pieces rather than taking more scratch memory than this.
 SOFT_MEMORY_LIMIT = 2560 * 2**20
 
@@ -92,66 +94,71 @@ class TileProducts:
     """Products for the CPU kernels: square tiles at and above the diagonal, one after another.
 
     A row's products left of the diagonal are a column of the tiles above it, so each tile serves two blocks of rows,
-    and half of the arithmetic and of the memory is enough.
+    and half of the arithmetic and of the memory is enough. The tiles of a block of rows are one batched product: each
+    thread makes whole tiles, and the threads wait for each other once.
     """
 
-    block = CPU_BLOCK
-
     def __init__(self, num_nodes: int, dtype: torch.dtype, device: torch.device):
-        self.starts = range(0, num_nodes, self.block)
         self.num_nodes, self.dtype, self.device = num_nodes, dtype, device
+        self.blocks = math.ceil(num_nodes / CPU_BLOCK)
+        self.block = math.ceil(num_nodes / self.blocks / GROUP_ROWS) * GROUP_ROWS  # all alike, little is left over
+        self.num_rows = self.blocks * self.block  # of the unit rows; those past N are zero
 
     def num_bytes(self, whole: bool) -> int:
         """Bytes of the tiles, all of them or those of one block of rows."""
-        blocks = len(self.starts)
-        return (blocks * (blocks + 1) // 2 if whole else blocks) * self.block**2 * self.dtype.itemsize
+        return self._num_tiles(whole) * self.block**2 * self.dtype.itemsize
+
+    def _num_tiles(self, whole: bool) -> int:
+        return self.blocks * (self.blocks + 1) // 2 if whole else self.blocks
 
     def panels(self, unit: Tensor, whole: bool) -> Iterator[Panel]:
         """All rows at once, or a block of rows at a time."""
-        blocks = len(self.starts)
-        numbers = torch.zeros(blocks, blocks, dtype=torch.int32)
-        pairs = torch.triu_indices(blocks, blocks).tolist() if whole else [list(range(blocks))] * 2
-        tiles = torch.empty(len(pairs[0]), self.block, self.block, dtype=self.dtype, device=self.device)
-        rows = [unit[start : start + self.block] for start in self.starts]
-        columns = [part.T for part in rows]
+        rows = unit.view(self.blocks, self.block, unit.shape[1])
+        columns = rows.transpose(1, 2)
+        numbers = torch.zeros(self.blocks, self.blocks, dtype=torch.int32)
+        tiles = torch.empty(self._num_tiles(whole), self.block, self.block, dtype=self.dtype, device=self.device)
 
-        def multiply(number: int, one: int, two: int) -> None:
-            torch.mm(rows[one], columns[two], out=tiles[number, : rows[one].shape[0], : columns[two].shape[1]])
-            numbers[one, two] = number
+        def multiply_right(own: int, begin: int) -> None:
+            count = self.blocks - own
+            torch.bmm(rows[own].expand(count, -1, -1), columns[own:], out=tiles[begin : begin + count])
+            numbers[own, own:] = torch.arange(begin, begin + count, dtype=torch.int32)
 
         if whole:
-            for number, (one, two) in enumerate(zip(*pairs, strict=True)):
-                multiply(number, one, two)
+            begin = 0
+            for own in range(self.blocks):
+                multiply_right(own, begin)
+                begin += self.blocks - own
             yield Panel(0, self.num_nodes, tiles, numbers)
             return
-        for own, start in enumerate(self.starts):
-            for other in range(blocks):
-                multiply(other, min(own, other), max(own, other))
-            yield Panel(start, min(start + self.block, self.num_nodes), tiles, numbers)
+        for own in range(self.blocks):
+            if own > 0:  # the tiles above the diagonal, of which this block of rows reads the columns
+                torch.bmm(rows[:own], columns[own].expand(own, -1, -1), out=tiles[:own])
+                numbers[:own, own] = torch.arange(own, dtype=torch.int32)
+            multiply_right(own, own)
+            first = own * self.block
+            yield Panel(first, min(first + self.block, self.num_nodes), tiles, numbers)
 
 
 class RowProducts:
     """Products for the CUDA kernels: whole rows, of which the part left of the diagonal is copied from above it."""
 
-    block = CUDA_BLOCK
-
     def __init__(self, num_nodes: int, dtype: torch.dtype, device: torch.device):
-        self.starts = range(0, num_nodes, self.block)
         self.num_nodes, self.dtype, self.device = num_nodes, dtype, device
+        self.block = min(CUDA_BLOCK, num_nodes)
+        self.starts = range(0, num_nodes, self.block)
+        self.num_rows = num_nodes  # of the unit rows
 
     def num_bytes(self, whole: bool) -> int:
         """Bytes of the rows, all of them or those of one block, and of one product to be transposed."""
-        rows = self.num_nodes if whole else min(self.block, self.num_nodes)
-        side = min(self.block, self.num_nodes)
-        return (rows * self.num_nodes + side**2) * self.dtype.itemsize
+        rows = self.num_nodes if whole else self.block
+        return (rows * self.num_nodes + self.block**2) * self.dtype.itemsize
 
     def panels(self, unit: Tensor, whole: bool) -> Iterator[Panel]:
         """All rows at once, or a block of rows at a time."""
         blocks = [slice(start, min(start + self.block, self.num_nodes)) for start in self.starts]
-        height = self.num_nodes if whole else min(self.block, self.num_nodes)
+        height = self.num_nodes if whole else self.block
         products = torch.empty(height, self.num_nodes, dtype=self.dtype, device=self.device)
-        side = min(self.block, self.num_nodes)
-        scratch = torch.empty(side * side, dtype=self.dtype, device=self.device)
+        scratch = torch.empty(self.block**2, dtype=self.dtype, device=self.device)
 
         def multiply(one: slice, two: slice) -> Tensor:
             shape = (one.stop - one.start, two.stop - two.start)
@@ -191,7 +198,9 @@ def _choose_whole(kind, fixed_bytes: int, memory_limit: int | None) -> bool:
 def _build(p: Plan, features: Tensor, positions: Tensor | None, gamma, sigma, memory_limit, kind, make_stage):
     """The stages in order; `make_stage` knows the device. Returns the four results."""
     device = features.device
-    unit = torch.empty_like(features, memory_format=torch.contiguous_format)
+    products = kind(p.num_nodes, p.compute_dtype, device)
+    unit = torch.empty(products.num_rows, p.num_features, dtype=p.compute_dtype, device=device)
+    unit[p.num_nodes :] = 0
     indptr = torch.empty(p.num_nodes + 1, dtype=torch.int32, device=device)
     total = torch.empty(1, dtype=torch.int64, device=device)
     degrees = torch.empty(p.num_nodes, dtype=p.compute_dtype, device=device)
@@ -205,12 +214,12 @@ def _build(p: Plan, features: Tensor, positions: Tensor | None, gamma, sigma, me
         "num_nodes": p.num_nodes,
         "num_features": p.num_features,
         "num_others": p.num_others,
+        "block": products.block,
         "gamma": gamma,
         "sigma": sigma,
     }
     none = {"products": 0, "tile_numbers": 0, "indices": 0, "weights": 0, "first_row": 0, "last_row": 0}
     stage, workspace_bytes = make_stage(fields | none)
-    products = kind(p.num_nodes, p.compute_dtype, device)
     whole = _choose_whole(products, workspace_bytes + unit.nbytes, memory_limit)
     stage("normalize")
     kept = list(products.panels(unit, True)) if whole else None
