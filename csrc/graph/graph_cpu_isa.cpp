@@ -246,10 +246,11 @@ private:
                     for (int64_t i = first; i < first + count; ++i) {
                         const T* row = rows.products + (i - first) * b_.stride;
                         const int64_t links = write_row<decltype(ties)::value>(i, row, rows, zeros);
+                        static_cast<T*>(p_.degrees)[i] = sum_of(rows.values, links);
+                        if (links == 0) continue;  // `indices` may be null
                         const int64_t begin = p_.indptr[i];
                         std::memcpy(p_.indices + begin, rows.columns, links * sizeof(int32_t));
                         std::memcpy(static_cast<T*>(p_.weights) + begin, rows.values, links * sizeof(T));
-                        static_cast<T*>(p_.degrees)[i] = sum_of(rows.values, links);
                     }
                 };
             });

@@ -34,7 +34,7 @@ NAME = "knn_graph"
 MAX_NODES = 2**24  # the core's kMaxNodes
 MAX_LINKS = 2**31 - 1  # indices into a row are int32
 STAGES = {"normalize": 0, "select": 1, "count": 2, "offsets": 3, "emit": 4}  # the core's KnnGraphStage
-# Rows and columns of a block at most: on a CPU 256 KB of products, and little is computed on both sides of the diagonal.
+# Rows and columns of a block at most. On a CPU: 256 KB of products, and little is computed twice around the diagonal.
 CPU_BLOCK, CUDA_BLOCK = 256, 1024
 GROUP_ROWS = 16  # the core's kGroupRows
 # Without a memory_limit, the products are made in pieces rather than taking more scratch memory than this.
