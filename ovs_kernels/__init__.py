@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .pixels import PropagationInfo, lp_pixels
+from .propagate import lp_graph
 
 try:
     __version__ = version("ovs-kernels")
 except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
-__all__ = ["PropagationInfo", "__version__", "lp_pixels", "reference"]
+__all__ = ["PropagationInfo", "__version__", "lp_graph", "lp_pixels", "reference"]

@@ -45,5 +45,6 @@ private:
 };
 
 void bind_pixels(py::module_& m);
+void bind_propagate(py::module_& m);
 
 }  // namespace ovs::bindings

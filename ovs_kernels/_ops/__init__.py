@@ -93,4 +93,7 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None)
 
 
-from . import pixels  # noqa: E402, F401  (registers its operator)
+from . import (  # noqa: E402  (each registers its operators)
+    pixels,  # noqa: F401
+    propagate,  # noqa: F401
+)

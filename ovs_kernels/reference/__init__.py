@@ -1,5 +1,6 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .pixels import lp_pixels, pixel_features
+from .propagate import lp_graph
 
-__all__ = ["lp_pixels", "pixel_features"]
+__all__ = ["lp_graph", "lp_pixels", "pixel_features"]
