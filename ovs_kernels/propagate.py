@@ -95,7 +95,9 @@ def _read_graph(graph: Any, device: torch.device) -> tuple[Tensor, Tensor, Tenso
         return *(as_tensor("lp_graph", "graph", part) for part in parts), True
     if isinstance(graph, Tensor):
         if graph.layout is not torch.sparse_csr:
-            wrong_type("lp_graph", "graph", GRAPH_KINDS, f"a tensor of layout {str(graph.layout).removeprefix('torch.')}")
+            wrong_type(
+                "lp_graph", "graph", GRAPH_KINDS, f"a tensor of layout {str(graph.layout).removeprefix('torch.')}"
+            )
         _expect_square(graph.shape)
         return graph.crow_indices(), graph.col_indices(), graph.values().detach(), None, False
     if hasattr(graph, "tocsr"):  # scipy and cupyx

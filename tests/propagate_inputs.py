@@ -15,6 +15,8 @@ DOUBLE = 1e-12
 
 def weights(num_nodes, links_per_node, seed=1, *, isolated=True, diagonal=False):
     """A symmetric scipy CSR matrix, float32: strong and weak links, hubs, and with `isolated` some empty rows."""
+    if num_nodes == 0:
+        return scipy.sparse.csr_array((0, 0), dtype=np.float32)
     generator = np.random.default_rng(seed)
     count = num_nodes * links_per_node // 2
     popularity = generator.random(num_nodes) ** 2 + 0.05

@@ -1,4 +1,4 @@
-"""`ovs_kernels.lp_graph`: every backend against numbers worked out by hand, SciPy's conjugate gradients, dense solves."""
+"""`ovs_kernels.lp_graph`: every backend against numbers worked out by hand, SciPy, and dense solves."""
 
 import types
 
@@ -97,7 +97,9 @@ def test_official_is_ten_steps_of_scipy(device, to_device):
         assert x.is_contiguous()
         assert_close_rel(x, expected, SINGLE, message=text(size))
         # Tiny graphs are solved before ten steps; then rounding decides whether one step more is needed.
-        assert np.abs(info.iterations.cpu().numpy() - steps).max(initial=0) <= (0 if steps.min() == 10 else 2), text(size)
+        assert np.abs(info.iterations.cpu().numpy() - steps).max(initial=0) <= (0 if steps.min() == 10 else 2), text(
+            size
+        )
 
 
 def test_exact_is_the_dense_solve(device, to_device):
@@ -136,7 +138,9 @@ def test_every_instruction_set(isa, dtype):
         assert_close_rel(solved, inputs.exact(matrix, scores), 2 * SINGLE, message=f"{isa}: {text(size)}")
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 7, 8, 9, 15, 16, 17, 24, 25, 31, 32, 33, 40, 64, 65, 100, 171, 256, 257, 290])
+@pytest.mark.parametrize(
+    "num_classes", [1, 2, 7, 8, 9, 15, 16, 17, 24, 25, 31, 32, 33, 40, 64, 65, 100, 171, 256, 257, 290]
+)
 def test_every_number_of_classes(device, to_device, num_classes):
     matrix, scores = inputs.weights(30, 6), inputs.scores(30, num_classes)
     expected, _ = inputs.official(matrix, scores)

@@ -307,8 +307,8 @@ private:
     }
 
     void scalars(int64_t blocks, Scalars what) {
-        launch(scalars_kernel, dim3(static_cast<unsigned>(chunk_)), dim3(kScalarThreads), 0, stream_, b_.partials, b_.classes,
-               blocks, chunk_, what, p_.tol);
+        launch(scalars_kernel, dim3(static_cast<unsigned>(chunk_)), dim3(kScalarThreads), 0, stream_, b_.partials,
+               b_.classes, blocks, chunk_, what, p_.tol);
         OVS_CHECK_LAUNCH("lp_pixels: scalars");
     }
 

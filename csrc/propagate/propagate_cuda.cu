@@ -22,9 +22,9 @@ namespace {
 constexpr int kRows = 8;          // rows side by side in a block: its warps
 constexpr int kMaxBlocks = 1024;  // more rows are walked in strides; bounds the memory for partial sums
 constexpr int kSlice = kWarpSize;
-constexpr int kMaxWave = 256;   // classes solved together
-constexpr int kGranule = 8;     // classes per node are padded to a multiple of this
-constexpr int kLane = 4;        // classes per thread while multiplying: one float4
+constexpr int kMaxWave = 256;               // classes solved together
+constexpr int kGranule = 8;                 // classes per node are padded to a multiple of this
+constexpr int kLane = 4;                    // classes per thread while multiplying: one float4
 constexpr int kLargestFinite = 0x7f7fffff;  // bits; as an integer a magnitude orders like the float
 constexpr int kNan = 0x7fffffff;
 
@@ -160,7 +160,8 @@ __device__ __forceinline__ float4 sum_links(const SolveParams& s, const float* s
     const int64_t end = s.indptr[row + 1];
     for (int64_t k = s.indptr[row] + lane / width; active && k < end; k += groups) {
         const float value = __ldg(s.values + k);
-        const float4 v = *reinterpret_cast<const float4*>(state + static_cast<int64_t>(__ldg(s.indices + k)) * s.stride);
+        const float4 v =
+            *reinterpret_cast<const float4*>(state + static_cast<int64_t>(__ldg(s.indices + k)) * s.stride);
         sum.x += value * v.x;
         sum.y += value * v.y;
         sum.z += value * v.z;
@@ -213,7 +214,7 @@ struct ResidualEpilogue {
 
 // A warp per row, 4 classes per thread. grid: (blocks, slices); block: 32 x kRows.
 template <class Epilogue>
-__global__ void __launch_bounds__(kWarpSize * kRows) multiply_kernel(const SolveParams s) {
+__global__ void __launch_bounds__(kWarpSize* kRows) multiply_kernel(const SolveParams s) {
     constexpr int kSums = Epilogue::kSums;
     GPU_SHARED(double, s_sums, [kSums][kRows][kSlice]);
     const int first = static_cast<int>(blockIdx.y) * kSlice;
