@@ -93,7 +93,4 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None)
 
 
-from . import (  # noqa: E402  (each registers its operators)
-    pixels,  # noqa: F401
-    propagate,  # noqa: F401
-)
+from . import graph, pixels, propagate  # noqa: E402, F401  (each registers its operators)
