@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from . import reference
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
-from .propagate import lp_graph
+from .propagate import lp_graph, lp_patches
 
 try:
     __version__ = version("ovs-kernels")
 except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
-__all__ = ["Graph", "PropagationInfo", "__version__", "knn_graph", "lp_graph", "lp_pixels", "reference"]
+__all__ = ["Graph", "PropagationInfo", "__version__", "knn_graph", "lp_graph", "lp_patches", "lp_pixels", "reference"]

@@ -1,4 +1,4 @@
-"""Label propagation over a sparse graph."""
+"""Label propagation over a sparse graph, and over one made from features on the way."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _ops  # noqa: F401  (registers torch.ops.ovs_kernels)
 from ._arrays import accepts_arrays, as_tensor
-from ._checks import kind_text, shape_text, wrong_type, wrong_value
+from ._checks import expect_rank, expect_shape, kind_text, shape_text, wrong_type, wrong_value
 from .pixels import PropagationInfo
 
 GRAPH_KINDS = "an ovs_kernels.Graph, a torch.sparse_csr tensor, or a scipy or cupyx sparse matrix"
@@ -84,6 +84,73 @@ def lp_graph(
     indptr, indices, weights, degrees, trusted = _read_graph(graph, scores.device)
     result, iterations, residuals = torch.ops.ovs_kernels.lp_graph(
         indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol, check and not trusted, return_info
+    )
+    return (result, PropagationInfo(iterations, residuals)) if return_info else result
+
+
+@accepts_arrays("scores", "features", "positions")
+def lp_patches(
+    scores: Tensor,
+    features: Tensor,
+    positions: Tensor | None = None,
+    *,
+    k: int = 400,
+    gamma: float = 3.0,
+    sigma: float = 0.01,
+    alpha: float = 0.95,
+    mode: str = "official",
+    max_iter: int | None = None,
+    tol: float = 1e-6,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, PropagationInfo]:
+    """Refines the class scores of patches by their likeness: LPOSS, from features to propagated scores.
+
+    `knn_graph` and `lp_graph` in one call; the graph is used and forgotten.
+
+    Args:
+        scores: [N, C] float, any scale: class scores of the patches, of all windows of an image together.
+        features: [N, d] float: what decides which patches are alike; normalised here, so any scale.
+        positions: [N, 2] float or integer, (y, x) of each patch in pixels of the image; None leaves out the factor of
+            the distance.
+        k: neighbours of a patch, itself included. All N where k is larger.
+        gamma: exponent of the similarity, above zero.
+        sigma: decay of a link with distance, per pixel, zero or above.
+        alpha: share of a patch's result that comes from its neighbours, in (0, 1).
+        mode: "official" (ten steps of conjugate gradients, as published) or "exact" (solved to `tol`), see `lp_graph`.
+        max_iter: steps at most; None is 10 in "official" and as many as `tol` needs in "exact".
+        tol: relative residual at which a class stops, in both modes.
+        return_info: also return a `PropagationInfo`.
+
+    Returns:
+        The scores [N, C] in the dtype of `scores`, up to 1 / (1 - alpha) times larger than they came. With
+        `return_info` a tuple of that and the info.
+
+    Raises:
+        TypeError: wrong kind or dtype of an argument.
+        ValueError: wrong shape, range or device of an argument.
+        RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
+
+    Devices/dtypes: those of `knn_graph` for the features and of `lp_graph` for the scores.
+    Differentiable: by `scores`, in mode="exact" (one more solve); mode="official" refuses in backward. Not by the
+        features.
+    Deterministic: as `knn_graph` and `lp_graph`.
+    Non-finite: a patch whose features are zero, NaN or Inf, or whose position is not finite, is isolated: its scores do
+        not change in "exact". A class with a NaN or Inf score comes back as NaN everywhere.
+    Memory: the graph's 8 bytes per link, and the larger of what `knn_graph` and `lp_graph` need.
+    Reference: LPOSS (label propagation at the patch level).
+
+    Example:
+        >>> import torch, ovs_kernels
+        >>> features = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 3.0]])   # two pairs
+        >>> scores = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+        >>> ovs_kernels.lp_patches(scores, features, k=2, mode="exact").argmax(1).tolist()
+        [0, 0, 1, 1]
+    """
+    expect_rank("lp_patches", "scores", scores, "N, C")
+    expect_shape("lp_patches", "features", features, "N, d", {"N": scores.shape[0]}, "scores")
+    graph = torch.ops.ovs_kernels.knn_graph(features, k, positions, gamma, sigma, None)
+    result, iterations, residuals = torch.ops.ovs_kernels.lp_graph(
+        *graph, scores, alpha, mode, max_iter, tol, False, return_info
     )
     return (result, PropagationInfo(iterations, residuals)) if return_info else result
 
