@@ -296,8 +296,9 @@ def _measure_memory(case: Case, inputs: Inputs, outcomes: list[Outcome], wanted:
     """Step 4, for ours and, unless the run is a quick one, for every implementation that is not very slow."""
     runs = {implementation.name: implementation.run for implementation in case.implementations}
     for outcome in outcomes:
-        is_wanted = outcome.group == OURS or not (wanted.only_ours or outcome.median > VERY_SLOW_SECONDS)
-        if outcome.status != "ok" or not is_wanted:
+        if outcome.status != "ok":
+            continue
+        if outcome.group != OURS and (wanted.only_ours or outcome.median > VERY_SLOW_SECONDS):
             continue
         say(f"memory of {outcome.name}")
         if wanted.device.type == "cuda":

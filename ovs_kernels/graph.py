@@ -111,8 +111,8 @@ def knn_graph(
         reference). The products are torch's: on CUDA they are TF32 if torch was told to use it, which moves
         similarities by about 1e-3.
     Differentiable: no.
-    Deterministic: yes, on CPU for any number of threads, as far as torch's products are. W is symmetric bit for bit. Of
-        equal similarities at the k-th place, the lower index is the neighbour.
+    Deterministic: yes, on CPU for any number of threads, as far as torch's products are. W is symmetric bit for bit.
+        Of equal similarities at the k-th place, the lower index is the neighbour.
     Non-finite: a row of features that is zero or holds a NaN or Inf isolates its node, which has no links. So does a
         position, except that the node keeps its place among the k of others. A weight S_ij below 1.2e-38 is zero and
         not stored.

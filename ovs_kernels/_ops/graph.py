@@ -116,7 +116,7 @@ class TileProducts:
         rows = unit.view(self.blocks, self.block, unit.shape[1])
         columns = rows.transpose(1, 2)
         numbers = torch.zeros(self.blocks, self.blocks, dtype=torch.int32)
-        tiles = torch.empty(self._num_tiles(whole), self.block, self.block, dtype=self.dtype, device=self.device)
+        tiles = _native.allocate((self._num_tiles(whole), self.block, self.block), self.dtype, self.device)
 
         def multiply_right(own: int, begin: int) -> None:
             count = self.blocks - own
@@ -157,7 +157,7 @@ class RowProducts:
         """All rows at once, or a block of rows at a time."""
         blocks = [slice(start, min(start + self.block, self.num_nodes)) for start in self.starts]
         height = self.num_nodes if whole else self.block
-        products = torch.empty(height, self.num_nodes, dtype=self.dtype, device=self.device)
+        products = _native.allocate((height, self.num_nodes), self.dtype, self.device)
         scratch = torch.empty(self.block**2, dtype=self.dtype, device=self.device)
 
         def multiply(one: slice, two: slice) -> Tensor:
@@ -199,7 +199,7 @@ def _build(p: Plan, features: Tensor, positions: Tensor | None, gamma, sigma, me
     """The stages in order; `make_stage` knows the device. Returns the four results."""
     device = features.device
     products = kind(p.num_nodes, p.compute_dtype, device)
-    unit = torch.empty(products.num_rows, p.num_features, dtype=p.compute_dtype, device=device)
+    unit = _native.allocate((products.num_rows, p.num_features), p.compute_dtype, device)
     unit[p.num_nodes :] = 0
     indptr = torch.empty(p.num_nodes + 1, dtype=torch.int32, device=device)
     total = torch.empty(1, dtype=torch.int64, device=device)
@@ -242,8 +242,8 @@ def _build(p: Plan, features: Tensor, positions: Tensor | None, gamma, sigma, me
     links = int(total)  # on CUDA the one number that the host waits for
     if links > MAX_LINKS:
         wrong_value(NAME, "k", f"at most {MAX_LINKS} links in the graph", f"{links} with k={p.num_others + 1}")
-    indices = torch.empty(links, dtype=torch.int32, device=device)
-    weights = torch.empty(links, dtype=p.compute_dtype, device=device)
+    indices = _native.allocate((links,), torch.int32, device)
+    weights = _native.allocate((links,), p.compute_dtype, device)
     over_rows("emit", indices=indices.data_ptr(), weights=weights.data_ptr())
     return indptr, indices, weights, degrees
 
