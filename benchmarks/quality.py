@@ -22,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from scipy import ndimage
-from torch.nn import functional as F
-
-from ovs_kernels import lp_pixels
 from ovs_methods.backbones import DinoV2
 from ovs_methods.images import read_photo, resize_argmax, to_tensor, working_size
 from ovs_methods.methods import METHODS, PRESETS, Preset, propagate_scores
 from ovs_methods.vocabulary import Exemplar, Point, Vocabulary, build_vocabulary, exemplar_examples, point_examples
 from ovs_methods.windows import look, parse_windows
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from torch.nn import functional as F
+
+from ovs_kernels import lp_pixels
 
 IGNORE = 255
 CHOOSE = ("2011_000003", "quokka", "00000100")  # the photos that chose the constants; the others report
@@ -62,7 +62,7 @@ class Scene:
 
 
 def quokka() -> list[Scene]:
-    """imgaug's quokka and its outline of 39 points, in percent accuracy of a hand with a mouse."""
+    """Imgaug's quokka and its outline of 39 points, in percent accuracy of a hand with a mouse."""
     spec = importlib.util.find_spec("imgaug")
     if spec is None:
         return []
@@ -230,7 +230,12 @@ def sweep(bench: Bench) -> list[dict]:
         gains = [np.subtract(v, base["none"][k]) for k, v in table.items() if not k.startswith("mean")]
         row = {**dataclasses.asdict(constants), "worst": float(np.min(gains)), "mean": float(np.mean(gains))}
         rows.append(row)
-        print(" ".join(f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()), flush=True)
+        print(
+            " ".join(
+                f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
+            ),
+            flush=True,
+        )
     return rows
 
 

@@ -50,7 +50,9 @@ def parse_classes(text: str, background: str = "none") -> dict[str, list[str]]:
     for part in text.split(",") if text.strip() else []:
         names = [" ".join(name.split()) for name in re.split(r"[;|]", part)]
         if not all(names):
-            raise UserError("--classes", "names between commas, e.g. 'cat, sofa; couch, wall'", f"an empty name in '{text}'")
+            raise UserError(
+                "--classes", "names between commas, e.g. 'cat, sofa; couch, wall'", f"an empty name in '{text}'"
+            )
         for name in names:
             if name.lower() in owner:
                 raise UserError("--classes", "every name once", f"'{name}' twice")
