@@ -7,6 +7,7 @@ Functions take torch tensors (CPU or CUDA), numpy arrays or cupy arrays and retu
 from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
+from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 
 try:
@@ -14,4 +15,4 @@ try:
 except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
-__all__ = ["PropagationInfo", "__version__", "lp_pixels", "reference"]
+__all__ = ["Graph", "PropagationInfo", "__version__", "knn_graph", "lp_pixels", "reference"]

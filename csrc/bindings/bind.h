@@ -44,6 +44,7 @@ private:
     std::size_t read_ = 0;
 };
 
+void bind_graph(py::module_& m);
 void bind_pixels(py::module_& m);
 
 }  // namespace ovs::bindings

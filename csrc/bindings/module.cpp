@@ -52,5 +52,6 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     });
     m.def("build_info", &ovs::bindings::build_info);
     m.def("detected_isa", &ovs::bindings::detected_isa);
+    ovs::bindings::bind_graph(m);
     ovs::bindings::bind_pixels(m);
 }

@@ -93,4 +93,4 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None)
 
 
-from . import pixels  # noqa: E402, F401  (registers its operator)
+from . import graph, pixels  # noqa: E402, F401  (each registers its operators)
