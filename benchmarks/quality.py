@@ -202,7 +202,8 @@ class Bench:
             size = tuple(image.shape[1:])
             values = np.unique(scene.truth[scene.truth != IGNORE])
             grid = tuple(-(-side // patch) for side in size)
-            rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(grid, scene.truth.shape))
+            cells = zip(grid, scene.truth.shape, strict=True)
+            rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in cells)
             reduced = torch.from_numpy(scene.truth[rows[:, None], columns].astype(np.int64))
             patches = torch.stack([(reduced == int(value)).float() for value in values])
             pixels = F.interpolate(patches[None], size, mode="bilinear", align_corners=False)[0]
@@ -230,12 +231,7 @@ def sweep(bench: Bench) -> list[dict]:
         gains = [np.subtract(v, base["none"][k]) for k, v in table.items() if not k.startswith("mean")]
         row = {**dataclasses.asdict(constants), "worst": float(np.min(gains)), "mean": float(np.mean(gains))}
         rows.append(row)
-        print(
-            " ".join(
-                f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
-            ),
-            flush=True,
-        )
+        print(" ".join(f"{key} {value if isinstance(value, str) else round(value, 2)}" for key, value in row.items()))
     return rows
 
 

@@ -233,8 +233,8 @@ def _add_segment(commands: Any) -> None:
     model.add_argument(
         "--backbone",
         metavar="NAME",
-        help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT of DINO "
-        "(ViT-B-16:laion2b_s34b_b88k for text, otherwise dinov2-small, which is embedded)",
+        help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
+        "of DINO (ViT-B-16:laion2b_s34b_b88k for text, otherwise dinov2-small, which is embedded)",
     )
     model.add_argument(
         "--weights",

@@ -135,7 +135,7 @@ def test_exemplar_masks_keep_their_ids(ovs, tmp_path, onnx_model, quokka):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["CHELSEA"], ["--point or --exemplar: expected at least two classes, got none"]),
+        (["CHELSEA"], ["--point or --exemplar or --classes: expected at least two classes, got none"]),
         (
             ["CHELSEA", "--point", "cat:250,60"],
             ["expected at least two classes", "got only 'cat'", "add one"],

@@ -1,4 +1,4 @@
-"""Both methods on real photos, judged by hand-drawn truth."""
+"""The methods on real photos, judged by hand-drawn truth."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from ovs_methods.vocabulary import (
     exemplar_examples,
     point_examples,
 )
+from ovs_methods.windows import View, look, patch_centres
 
 QUOKKA_POINTS = [
     *(Point("quokka", *place) for place in [(300, 180), (330, 420), (420, 560)]),
@@ -25,9 +26,10 @@ QUOKKA_POINTS = [
 ]
 
 
-def label(backbone, photo, vocabulary, method):
-    size = working_size(photo.height, photo.width)
-    scores = METHODS[method](backbone(photo, size), vocabulary, to_tensor(photo, size))
+def label(backbone, photo, vocabulary, method, **arguments):
+    image = to_tensor(photo, working_size(photo.height, photo.width))
+    views = [look(photo, image, backbone, None, None)]
+    scores = METHODS[method](views, vocabulary, image, **arguments)
     return resize_argmax(scores, (photo.height, photo.width)).numpy()
 
 
@@ -36,9 +38,11 @@ def iou(found, truth):
 
 
 def test_coarse_takes_the_best_embedding_of_each_class():
-    features = torch.eye(4).reshape(2, 2, 4)
+    features = torch.eye(4).reshape(1, 2, 2, 4)
+    boxes = torch.tensor([[0, 0, 2, 2]])
+    view = View(features, features, boxes, patch_centres(boxes, (2, 2), 1))
     vocabulary = Vocabulary(["a", "b"], [0, 1], torch.eye(4)[[0, 3, 1]], [0, 0, 1])
-    scores = coarse(features, vocabulary, torch.zeros(3, 2, 2))
+    scores = coarse([view], vocabulary, torch.zeros(3, 2, 2))
     assert scores.tolist() == [[[1, 0], [0, 1]], [[0, 1], [0, 0]]]
 
 
