@@ -9,10 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 from . import reference
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
+from .windows import merge_windows, window_boxes
 
 try:
     __version__ = version("ovs-kernels")
 except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
-__all__ = ["Graph", "PropagationInfo", "__version__", "knn_graph", "lp_pixels", "reference"]
+__all__ = [
+    "Graph",
+    "PropagationInfo",
+    "__version__",
+    "knn_graph",
+    "lp_pixels",
+    "merge_windows",
+    "reference",
+    "window_boxes",
+]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import INTEGERS, expect_dtype, expect_rank, kind_text, wrong_type
+from ._checks import INTEGERS, expect_dtype, expect_rank, kind_text, wrong_type, wrong_value
 
 # DLPack's codes of the memory that torch calls "cuda": kDLCUDA and kDLCUDAManaged.
 CUDA_DLPACK_DEVICES = (2, 13)
@@ -34,7 +34,7 @@ SCALARS = {
 ARRAY_KINDS = "a torch tensor, a numpy array or a CUDA array with __dlpack__"
 
 
-def accepts_arrays(*arrays: str, indices: tuple[str, ...] = ()) -> Callable:
+def accepts_arrays(*arrays: str, indices: tuple[str, ...] = (), sequences: tuple[str, ...] = ()) -> Callable:
     """Decorator: the named arguments may be torch tensors, numpy arrays or CUDA arrays like cupy's.
 
     All of them are of one kind, and so are the arrays in the result, which may be one array, a tuple, a list
@@ -48,6 +48,7 @@ def accepts_arrays(*arrays: str, indices: tuple[str, ...] = ()) -> Callable:
         arrays: names of the array arguments; None is accepted where it is the default.
         indices: names of arguments that hold a few integers: None, a list or tuple, or an array of any kind,
             with one axis. The function gets a tensor.
+        sequences: those of `arrays` that may also be a list or tuple of arrays. The function gets a list.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -70,11 +71,16 @@ def accepts_arrays(*arrays: str, indices: tuple[str, ...] = ()) -> Callable:
                 if given.get(name) is not None:
                     given[name] = _index_tensor(op, name, given[name])
             present = {name: given[name] for name in arrays if name not in optional or given.get(name) is not None}
+            present = _spread(op, present, sequences)
             kind = _common_kind(op, present)
             if kind is Tensor:
                 return function(*bound.args, **bound.kwargs)
-            for name, array in present.items():
-                given[name] = _to_torch(op, name, array)
+            tensors = {name: _to_torch(op, name, array) for name, array in present.items()}
+            for name in arrays:
+                if name in sequences and isinstance(given.get(name), (list, tuple)):
+                    given[name] = [tensors[f"{name}[{index}]"] for index in range(len(given[name]))]
+                elif name in tensors:
+                    given[name] = tensors[name]
             with torch.no_grad():
                 result = function(*bound.args, **bound.kwargs)
             return _convert_result(result, _way_back(kind, next(iter(present.values()))))
@@ -82,6 +88,19 @@ def accepts_arrays(*arrays: str, indices: tuple[str, ...] = ()) -> Callable:
         return wrapper
 
     return decorate
+
+
+def _spread(op: str, values: dict[str, Any], sequences: tuple[str, ...]) -> dict[str, Any]:
+    """Lists and tuples among `sequences` as one entry per array, named `name[index]`."""
+    spread = {}
+    for name, value in values.items():
+        if name not in sequences or not isinstance(value, (list, tuple)):
+            spread[name] = value
+            continue
+        if not value:
+            wrong_value(op, name, "at least one array", f"an empty {kind_text(value)}")
+        spread.update({f"{name}[{index}]": item for index, item in enumerate(value)})
+    return spread
 
 
 def _way_back(kind: type, array: Any) -> Callable:
@@ -183,6 +202,28 @@ def _index_tensor(op: str, name: str, value: object) -> Tensor:
     expect_dtype(op, name, tensor, INTEGERS)
     expect_rank(op, name, tensor, "C")
     return tensor
+
+
+def integer_table(op: str, name: str, value: object) -> Tensor:
+    """Rows of integers of any kind, nested lists too, as a tensor on the host; the caller checks its shape."""
+    if isinstance(value, (list, tuple)):
+        rows = [row.tolist() if isinstance(row, (np.ndarray, Tensor)) else row for row in value]
+        regular = all(isinstance(row, (list, tuple)) and len(row) == len(rows[0]) for row in rows)
+        if not regular:
+            wrong_type(op, name, "rows of integers, all of one length", f"{kind_text(value)} {_shortened(value)}")
+        for row in rows:
+            if not all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in row):
+                wrong_type(op, name, "integers", f"a row {_shortened(row)}")
+        width = len(rows[0]) if rows else 0
+        return torch.tensor([[int(item) for item in row] for row in rows], dtype=torch.int64).reshape(-1, width)
+    tensor = value if _kind(op, name, value) is Tensor else _to_torch(op, name, value)
+    expect_dtype(op, name, tensor, INTEGERS)
+    return tensor.cpu()
+
+
+def _shortened(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _convert_result(result: Any, back: Callable) -> Any:

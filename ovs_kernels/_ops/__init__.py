@@ -31,11 +31,13 @@ class Operator:
         name: its name in `torch.ops.ovs_kernels`, and the prefix of its functions in the compiled module.
         samples: makes a list of argument tuples, for tests that run over all operators.
         differentiable: whether it has a gradient formula.
+        public: whether `ovs_kernels` has a function of this name; False for the transpose of one that has.
     """
 
     name: str
     samples: Callable[[str], list[tuple]]
     differentiable: bool
+    public: bool
 
     @property
     def native_cpu(self) -> bool:
@@ -59,6 +61,7 @@ def register(
     fake: Callable,
     gradient: Gradient | None,
     samples: Callable[[str], list[tuple]],
+    public: bool = True,
 ) -> None:
     """Registers an operator with torch and in `OPERATORS`.
 
@@ -69,6 +72,7 @@ def register(
         fake: shapes and dtypes of the results, for `torch.compile` and meta tensors.
         gradient: formula, or None for an operator without one: its results then do not require grad.
         samples: see `Operator`.
+        public: see `Operator`.
     """
     name = schema.partition("(")[0]
 
@@ -90,7 +94,7 @@ def register(
         torch.library.register_autograd(
             f"ovs_kernels::{name}", gradient.backward, setup_context=gradient.setup_context, lib=_library
         )
-    OPERATORS[name] = Operator(name, samples, gradient is not None)
+    OPERATORS[name] = Operator(name, samples, gradient is not None, public)
 
 
-from . import graph, pixels  # noqa: E402, F401  (each registers its operators)
+from . import graph, pixels, windows  # noqa: E402, F401  (each registers its operator)

@@ -2,5 +2,6 @@
 
 from .graph import knn_graph
 from .pixels import lp_pixels, pixel_features
+from .windows import merge_windows, merge_windows_backward
 
-__all__ = ["knn_graph", "lp_pixels", "pixel_features"]
+__all__ = ["knn_graph", "lp_pixels", "merge_windows", "merge_windows_backward", "pixel_features"]
