@@ -1,7 +1,7 @@
 // graph: the symmetric k-nearest-neighbour graph of unit feature vectors (LPOSS), from blocks of their dot products.
 //
-// The graph. u_i is row i of the features divided by its norm, s_ij = <u_i, u_j>. Node i is its own first neighbour; the
-// other k - 1 are the nodes with the largest s_ij. With m_ij = 1 for those and 0 for all others,
+// The graph. u_i is row i of the features divided by its norm, s_ij = <u_i, u_j>. Node i is its own first neighbour;
+// the other k - 1 are the nodes with the largest s_ij. With m_ij = 1 for those and 0 for all others,
 //   v_ij = min(s_ij, 1)^gamma exp(-sigma |p_i - p_j|)      for s_ij > 0; p: positions, without them the factor is 1
 //   w_ij = (m_ij + m_ji) v_ij      for i != j              w_ii = 0
 // is S + S^T without its diagonal, S_ij = m_ij v_ij being the directed graph.
@@ -18,7 +18,8 @@
 // Contract.
 //   symmetry       w_ij and w_ji are the same bits: both come from the product above the diagonal.
 //   ties           of equal s_ij at the k-th place, the lower column is the neighbour.
-//   isolated       a row of features that is zero or holds a NaN or Inf, or whose position does, has no links. A position
+//   isolated       a row of features that is zero or holds a NaN or Inf, or whose position does, has no links. A
+//   position
 //                  matters only to the weight: such a node still takes its place among the k.
 //   zeros          a v_ij below the smallest normal float32 counts as zero, and zeros are not stored.
 //   determinism    same bits for the same products, on CPU for any number of threads.
@@ -44,11 +45,13 @@ struct KnnGraphParams {
     const void* positions = nullptr;  // [N, 2] dtype (y, x), or null
     // between the stages
     void* unit_rows = nullptr;  // [N, d] dtype
-    // CPU:  [tiles, kProductBlock, kProductBlock] dtype: products of a block of rows and one of columns, at or above the
+    // CPU:  [tiles, kProductBlock, kProductBlock] dtype: products of a block of rows and one of columns, at or above
+    // the
     //       diagonal; only what lies inside of N x N is read
     // CUDA: [last_row - first_row, N] float32, with the diagonal block symmetric
     const void* products = nullptr;
-    const int32_t* tile_numbers = nullptr;  // CPU: [blocks, blocks] tile of (row block, column block), for row <= column
+    const int32_t* tile_numbers =
+        nullptr;  // CPU: [blocks, blocks] tile of (row block, column block), for row <= column
     // outputs
     int32_t* indptr = nullptr;   // [N + 1]; between `count` and `offsets`, indptr[i + 1] is row i's number of links
     int64_t* total = nullptr;    // [1] number of links

@@ -29,17 +29,19 @@ struct GraphBuffers {
     struct Rows {
         T* products;       // [kGroupRows, stride]
         T* values;         // [stride + kPadValues]
+        T* factors;        // [stride + kPadValues]
         int32_t* columns;  // [stride + kPadValues]
     };
     Rows rows_of(int64_t worker) const {
         T* begin = scratch + worker * scratch_size;
         T* values = begin + kGroupRows * stride;
-        return {begin, values, reinterpret_cast<int32_t*>(values + stride + kPadValues)};
+        T* factors = values + stride + kPadValues;
+        return {begin, values, factors, reinterpret_cast<int32_t*>(factors + stride + kPadValues)};
     }
 
     GraphBuffers(const KnnGraphParams& p, int threads, Workspace& ws) {
         stride = round_up(p.num_nodes, kRowMultiple);
-        scratch_size = (kGroupRows + 2) * stride + 2 * kPadValues;
+        scratch_size = (kGroupRows + 3) * stride + 3 * kPadValues;
         thresholds = ws.take<T>("thresholds", stride);
         last_ties = ws.take<T>("last_ties", stride);
         y = ws.take<T>("y", p.num_nodes);

@@ -86,7 +86,8 @@ private:
         if constexpr (std::is_same_v<T, double>) {
             double largest = 0.0;
             for (int64_t c = 0; c < size; ++c) largest = std::max(largest, __builtin_fabs(in[c]));
-            if (largest > 0.0 && largest < HUGE_VAL) scale = __builtin_ldexp(1.0, std::clamp(-__builtin_ilogb(largest), -1000, 1000));
+            if (largest > 0.0 && largest < HUGE_VAL)
+                scale = __builtin_ldexp(1.0, std::clamp(-__builtin_ilogb(largest), -1000, 1000));
         }
         D sums = {};
         int64_t c = 0;
@@ -127,7 +128,8 @@ private:
             for (int64_t r = 0; r < count; ++r) {
                 std::memcpy(rows + r * stride + begin, from + (local + r) * kProductBlock, width * sizeof(T));
                 if (block > own) continue;
-                for (int64_t c = 0; c < local + r; ++c) rows[r * stride + begin + c] = from[c * kProductBlock + local + r];
+                for (int64_t c = 0; c < local + r; ++c)
+                    rows[r * stride + begin + c] = from[c * kProductBlock + local + r];
                 rows[r * stride + first + r] = T(-1);
             }
         }
@@ -288,30 +290,42 @@ private:
     // code, and w_ij and w_ji are the same bits.
     template <int kPower, bool kSpatial>
     void weigh(int64_t i, const Rows& rows, int64_t count) const {
-        const T gamma = static_cast<T>(p_.gamma), minus_sigma = static_cast<T>(-p_.sigma), smallest = kSmallestLink;
-        const T *ys = b_.y, *xs = b_.x;
-        const T y = kSpatial ? ys[i] : T(0), x = kSpatial ? xs[i] : T(0);
-        const int32_t* __restrict columns = rows.columns;
+        const T minus_sigma = static_cast<T>(-p_.sigma), smallest = kSmallestLink;
         T* __restrict values = rows.values;
+        T* __restrict factors = rows.factors;
+        if constexpr (kSpatial) {  // the gathers by themselves, so that the compiler vectorises the rest
+            const T *ys = b_.y, *xs = b_.x, y = ys[i], x = xs[i];
+            const int32_t* __restrict columns = rows.columns;
+            for (int64_t e = 0; e < count; ++e) {
+                const T dy = ys[columns[e]] - y, dx = xs[columns[e]] - x;
+                factors[e] = dy * dy + dx * dx;
+            }
+        }
         for (int64_t e = 0; e < count; ++e) {
             const T marked = values[e], magnitude = marked < T(0) ? -marked : marked;
-            const T s = magnitude < T(1) ? magnitude : T(1);
-            T weight;
-            if constexpr (kPower > 0) {
-                weight = product_power<kPower>(s);
-            } else {
-                weight = unit_power(s, gamma);
-            }
-            if constexpr (kSpatial) {
-                const T dy = ys[columns[e]] - y, dx = xs[columns[e]] - x;
-                weight *= exp_nonpositive(minus_sigma * root(dy * dy + dx * dx));
-            }
+            T weight = link_power<kPower>(magnitude < T(1) ? magnitude : T(1), static_cast<T>(p_.gamma));
+            if constexpr (kSpatial) weight *= exp_nonpositive(minus_sigma * root(factors[e]));
             weight = weight >= smallest ? weight : T(0);  // false for NaN
             values[e] = marked < T(0) ? weight + weight : weight;
         }
     }
 
-    static T root(T x) { return std::is_same_v<T, float> ? __builtin_sqrtf(x) : __builtin_sqrt(x); }
+    template <int kPower>
+    static OVS_INLINE T link_power(T s, T gamma) {
+        if constexpr (kPower > 0) {
+            return product_power<kPower>(s);
+        } else {
+            return unit_power(s, gamma);
+        }
+    }
+
+    static OVS_INLINE T root(T x) {
+        if constexpr (std::is_same_v<T, float>) {
+            return __builtin_sqrtf(x);
+        } else {
+            return __builtin_sqrt(x);
+        }
+    }
 
     // In double, in an order that does not depend on the level.
     static T sum_of(const T* values, int64_t count) {
@@ -322,7 +336,8 @@ private:
             for (int lane = 0; lane < kSums; ++lane) sums[lane] += values[e + lane];
         }
         for (int lane = 0; e < count; ++e, ++lane) sums[lane] += values[e];
-        return static_cast<T>(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+        return static_cast<T>(((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+                              ((sums[4] + sums[5]) + (sums[6] + sums[7])));
     }
 
     const KnnGraphParams& p_;

@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/error.h"
 #include "common/index.h"
@@ -23,6 +24,11 @@ struct Cut {
     T threshold, last_tie;
 };
 
+template <class T>
+OVS_HOST_DEVICE bool joins(T s, const Cut<T>& cut, T column) {
+    return s > cut.threshold || (s == cut.threshold && column <= cut.last_tie);
+}
+
 // x^kPower by repeated multiplication, 1 <= kPower.
 template <int kPower, class T>
 OVS_HOST_DEVICE T product_power(T x) {
@@ -37,7 +43,7 @@ OVS_HOST_DEVICE T product_power(T x) {
 
 // Calls fn(kPower) with the exponent as a constant where products compute it, and with 0 for all others.
 template <class Fn>
-OVS_HOST_DEVICE void with_power(double gamma, const Fn& fn) {
+void with_power(double gamma, const Fn& fn) {
     if (gamma == 1.0) return fn(std::integral_constant<int, 1>{});
     if (gamma == 2.0) return fn(std::integral_constant<int, 2>{});
     if (gamma == 3.0) return fn(std::integral_constant<int, 3>{});

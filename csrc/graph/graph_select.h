@@ -1,7 +1,7 @@
 // Per level: the k-th largest of a row of similarities, by counting.
 //
-// A pass that counts how many of N numbers are at least a pivot costs N / 16 vector steps with data in L1, some tenth of
-// what a histogram costs. So the threshold is searched between two bounds, with pivots from the threshold of the row
+// A pass that counts how many of N numbers are at least a pivot costs N / 16 vector steps with data in L1, some tenth
+// of what a histogram costs. So the threshold is searched between two bounds, with pivots from the threshold of the row
 // before (rows of neighbouring patches look alike), then by interpolation, until few numbers are left between the
 // bounds. As integers, positive floats are ordered like the floats, and halving that interval ends the search whatever
 // the numbers are. Which pivots were tried does not change the result.
