@@ -79,6 +79,22 @@ def test_a_mask_finds_the_quokka_in_another_picture(backbone, quokka, count, bar
     assert result["pixels"] > result["coarse"] + 0.003
 
 
+def test_patches_do_no_harm_to_the_quokka(backbone, quokka):
+    """LPOSS and LPOSS+ with the embedded backbone's constants, and sliding windows with the paper's."""
+    photo = read_photo(quokka.path)
+    size = working_size(photo.height, photo.width)
+    examples = point_examples(backbone(photo, size), QUOKKA_POINTS, photo.height, photo.width, mean=False)
+    vocabulary = build_vocabulary(examples)
+    animal = vocabulary.names.index("quokka")
+
+    def quality(method, **arguments):
+        return iou(label(backbone, photo, vocabulary, method, **arguments) == animal, quokka.mask)
+
+    coarse_quality, harmless = quality("coarse"), {"constants": PRESETS["harmless"]}
+    assert quality("lposs", **harmless) > coarse_quality
+    assert quality("lposs+", **harmless) > quality("pixels")
+
+
 def mirrored(mask, size):
     """The mask mirrored and at another size."""
     from PIL import Image

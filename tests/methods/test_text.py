@@ -65,7 +65,7 @@ def test_a_name_is_the_mean_of_80_prompts(clip, clip_folder, tmp_path):
             one = model.encode_text(open_clip.tokenize([template("couch")]))[0].double()
         total = total + one / one.norm()
     examples = text_examples(clip, {"cat": ["cat"], "sofa": ["sofa", "couch"]}, tmp_path)
-    assert [(example.name, tuple(example.embeddings.shape)) for example in examples] == [
+    assert [(made.name, tuple(made.embeddings.shape)) for made in examples] == [
         ("cat", (1, 48)),
         ("sofa", (2, 48)),
     ]

@@ -116,13 +116,13 @@ def numbers(view):
 
 
 def test_lposs_propagates_over_all_windows_together_then_averages_them():
-    photo, image = photo_of(40, 48)
-    view = look(photo, image, Projection(8, 8), Projection(8, 12), (32, 16))
+    photo, image = photo_of(45, 51)  # no two windows share a patch, which would tie as a neighbour
+    view = look(photo, image, Projection(8, 8), Projection(8, 12), (32, 13))
     constants = Preset(k=9, gamma=3.0, sigma=0.02, alpha=0.9)
     features, positions = numbers(view)
     start = view.features.double().numpy().reshape(-1, 8) @ VOCABULARY.embeddings.double().numpy().T
     done = propagated(start, features, positions, constants).reshape(*view.features.shape[:3], 3)
-    total, count = np.zeros((3, 40, 48)), np.zeros((40, 48))
+    total, count = np.zeros((3, 45, 51)), np.zeros((45, 51))
     for part, (y0, x0, y1, x1) in zip(done, view.boxes.tolist(), strict=True):
         planes = torch.from_numpy(part).permute(2, 0, 1)[None]
         grown = F.interpolate(planes, (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)[0].numpy()
@@ -142,9 +142,9 @@ def test_lposs_propagates_over_all_windows_together_then_averages_them():
 def test_an_ensemble_counts_its_set_ups_equally():
     photo, image = photo_of(40, 48)
     views = [look(photo, image, Projection(8, 8), None, setup) for setup in ((32, 16), (24, 8), None)]
-    one = VOCABULARY = Vocabulary(["a"], [0], torch.eye(8)[:1], [0])
+    one = Vocabulary(["a"], [0], torch.eye(8)[:1], [0])
     together = lposs(views, one, image, Preset(k=9))
-    alone = [lposs([view], VOCABULARY, image, Preset(k=9)) for view in views]
+    alone = [lposs([view], one, image, Preset(k=9)) for view in views]
     assert torch.allclose(together, sum(alone) / 3, rtol=1e-5, atol=1e-5)
 
 
