@@ -73,8 +73,10 @@ def test_weights_that_are_not_there_are_one_line(ovs, tmp_path, chelsea, models,
     for options, parts in cases:
         result = ovs("segment", chelsea, *words, *options)
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("ovs segment: error: ")
-        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        # A slow machine is told after some seconds what it is waiting for.
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("ovs: note: fetching the weights")]
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("ovs segment: error: ")
         for part in parts:
-            assert part in result.stderr
+            assert part in lines[0]
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("onnxruntime")
 
 from ovs_methods.images import read_photo, resize_argmax, to_tensor, working_size
-from ovs_methods.methods import METHODS, coarse
+from ovs_methods.methods import METHODS, PRESETS, coarse
 from ovs_methods.vocabulary import (
     Exemplar,
     Point,
@@ -80,7 +80,7 @@ def test_a_mask_finds_the_quokka_in_another_picture(backbone, quokka, count, bar
 
 
 def test_patches_do_no_harm_to_the_quokka(backbone, quokka):
-    """LPOSS and LPOSS+ with the embedded backbone's constants, and sliding windows with the paper's."""
+    """LPOSS and LPOSS+ with the embedded backbone's constants."""
     photo = read_photo(quokka.path)
     size = working_size(photo.height, photo.width)
     examples = point_examples(backbone(photo, size), QUOKKA_POINTS, photo.height, photo.width, mean=False)

@@ -19,7 +19,7 @@ import torch
 from ..errors import UserError, require
 
 Model = TypeVar("Model")
-_PATIENCE = 3.0  # seconds after which a user is told what takes so long
+_PATIENCE = 8.0  # seconds after which a user is told what takes so long
 _log = logging.getLogger("ovs_methods")
 
 
