@@ -215,7 +215,7 @@ def integer_table(op: str, name: str, value: object) -> Tensor:
             if not all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in row):
                 wrong_type(op, name, "integers", f"a row {_shortened(row)}")
         width = len(rows[0]) if rows else 0
-        return torch.tensor([[int(item) for item in row] for row in rows], dtype=torch.int64).reshape(-1, width)
+        return torch.tensor([[int(item) for item in row] for row in rows], dtype=torch.int64).reshape(len(rows), width)
     tensor = value if _kind(op, name, value) is Tensor else _to_torch(op, name, value)
     expect_dtype(op, name, tensor, INTEGERS)
     return tensor.cpu()

@@ -27,8 +27,8 @@ def merge_windows(
     which is what `F.interpolate`, padded adds and a division by a count map give, up to rounding. No window is
     upsampled by itself: rows of patches are stretched and added up along x, rows of pixels are blended from them.
 
-    Several set-ups of windows (an ensemble, say 224/112 and 448/224) are averaged with equal weights, each being averaged
-    over its own windows first. The published methods do not say how they combine set-ups; this is our choice.
+    Several set-ups of windows (an ensemble, say 224/112 and 448/224) are averaged with equal weights, each being
+    averaged over its own windows first. The published methods do not say how they combine set-ups; this is our choice.
 
     Args:
         scores: [K, C, h, w] float, patch scores of K windows; or a list of such, one per set-up, with the same C and
@@ -49,11 +49,12 @@ def merge_windows(
     Devices/dtypes: CPU and CUDA; float32, float64, float16 and bfloat16 (computed in float32).
     Differentiable: by `scores`, any number of times (the function is linear).
     Deterministic: yes, forward and backward, on CPU for any number of threads.
-    Non-finite: a NaN or Inf reaches every pixel that is interpolated from its patch, the other pixels are not touched.
+    Non-finite: a NaN or Inf reaches every pixel that has its patch among the 2 x 2 it is interpolated from, with
+        weight 0 too, as in PyTorch; the other pixels are not touched.
     Memory: on CPU two rows of pixels per row of windows and thread; on CUDA at most 64 MiB, or one class of stretched
         rows if that is more. float16 and bfloat16 are merged in float32 first.
-    Reference: the sliding-window inference of LPOSS and of mmsegmentation. Those upsample in the dtype of the scores and
-        add in float32; the result here is rounded from one sum. See `ovs_kernels.reference.windows`.
+    Reference: the sliding-window inference of LPOSS and of mmsegmentation. Those upsample in the dtype of the scores
+        and add in float32; the result here is rounded from one sum. See `ovs_kernels.reference.windows`.
 
     Example:
         >>> import torch, ovs_kernels

@@ -41,7 +41,9 @@ def test_matches_interpolation_matrices(name):
     assert_close_rel(merged, padded_adds(setups, boxes, size), DOUBLE)
 
 
-@pytest.mark.parametrize("name", ["one patch per window", "more patches than pixels", "odd everything", "three set-ups"])
+@pytest.mark.parametrize(
+    "name", ["one patch per window", "more patches than pixels", "odd everything", "three set-ups"]
+)
 def test_backward_is_the_transpose(name):
     setups, boxes, size = CASES[name]
     v_merged = torch.randn(setups[0].shape[1], *size, dtype=torch.float64)

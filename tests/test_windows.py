@@ -153,6 +153,8 @@ def test_window_boxes_by_hand():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 31), (45, 33)])
-@pytest.mark.parametrize(("window", "stride"), [((16, 16), (8, 8)), ((7, 5), (7, 2)), ((1, 1), (1, 1)), ((9, 30), (4, 30))])
+@pytest.mark.parametrize(
+    ("window", "stride"), [((16, 16), (8, 8)), ((7, 5), (7, 2)), ((1, 1), (1, 1)), ((9, 30), (4, 30))]
+)
 def test_window_boxes_match_a_loop(size, window, stride):
     assert window_boxes(size, window, stride).tolist() == grid_boxes(size, window, stride).tolist()

@@ -8,6 +8,9 @@
 namespace ovs {
 namespace {
 
+// Numbers of the image-sized array per thread at least: waking a thread costs as much as some ten thousand of them.
+constexpr int64_t kNumbersPerThread = 1 << 15;
+
 template <class T>
 std::size_t workspace_bytes(const WindowsHeader& header, int num_threads, bool backward) {
     Workspace counter(nullptr, 0);
@@ -100,10 +103,10 @@ void merge_windows_cpu(const WindowsParams& p, DType dtype, void* workspace, std
     const WindowsHeader& header = checked_header(p, dtype, num_threads);
     if (p.num_classes == 0 || header.num_windows == 0) return;
     const MergeFunction run = merge_function(isa);
-    if (!p.backward) {
-        prefer_large_pages(p.merged, p.num_classes * header.height * header.width * header.real_bytes);
-    }
-    run(p, dtype, workspace, workspace_bytes, num_threads);
+    const int64_t numbers = p.num_classes * header.height * header.width;
+    if (!p.backward) prefer_large_pages(p.merged, numbers * header.real_bytes);
+    const int64_t threads = std::min<int64_t>(num_threads, ceil_div(numbers, kNumbersPerThread));
+    run(p, dtype, workspace, workspace_bytes, static_cast<int>(threads));
 }
 
 }  // namespace ovs

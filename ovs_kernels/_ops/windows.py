@@ -1,4 +1,4 @@
-"""Operators `merge_windows` and its transpose `merge_windows_backward`: plan, CPU and CUDA bridges, fakes, gradients."""
+"""Operator `merge_windows` and its transpose `merge_windows_backward`: plan, CPU and CUDA bridges, fakes, gradients."""
 
 import dataclasses
 import functools
