@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import reference
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
+from .propagate import lp_graph
 from .windows import merge_windows, window_boxes
 
 try:
@@ -21,6 +22,7 @@ __all__ = [
     "PropagationInfo",
     "__version__",
     "knn_graph",
+    "lp_graph",
     "lp_pixels",
     "merge_windows",
     "reference",

@@ -155,6 +155,11 @@ def _to_torch(op: str, name: str, array: Any) -> Tensor:
     return torch.from_dlpack(array)
 
 
+def as_tensor(op: str, name: str, array: Any) -> Tensor:
+    """An array of any kind that `accepts_arrays` takes, as a tensor that shares its memory where it can."""
+    return array if _kind(op, name, array) is Tensor else _to_torch(op, name, array)
+
+
 def _numpy_to_torch(op: str, name: str, array: np.ndarray) -> Tensor:
     # Not torch.from_dlpack: it aborts the process on a negative stride and takes read-only memory in silence.
     if array.dtype.kind not in "biufc":
@@ -198,7 +203,7 @@ def _index_tensor(op: str, name: str, value: object) -> Tensor:
         if not integers:
             wrong_type(op, name, "integers", f"{kind_text(value)} {value!r}")
         return torch.tensor([int(item) for item in value], dtype=torch.int64)
-    tensor = value if _kind(op, name, value) is Tensor else _to_torch(op, name, value)
+    tensor = as_tensor(op, name, value)
     expect_dtype(op, name, tensor, INTEGERS)
     expect_rank(op, name, tensor, "C")
     return tensor

@@ -71,7 +71,7 @@ def test_native_on_the_cpu(name):
 
 def test_numbers_of_the_enums_are_those_of_the_core():
     csrc = Path(__file__).parents[1] / "csrc"
-    text = (csrc / "common/dtype.h").read_text() + (csrc / "pixels/pixels.h").read_text()
+    text = (csrc / "common/dtype.h").read_text() + (csrc / "common/solve.h").read_text()
     numbers = {name.lower(): int(number) for name, number in re.findall(r"\bk(\w+) = (\d+)", text)}
     for dtype, number in _native.DTYPES.items():
         assert numbers[str(dtype).removeprefix("torch.")] == number

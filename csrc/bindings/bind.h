@@ -46,6 +46,7 @@ private:
 
 void bind_graph(py::module_& m);
 void bind_pixels(py::module_& m);
+void bind_propagate(py::module_& m);
 void bind_windows(py::module_& m);
 
 }  // namespace ovs::bindings

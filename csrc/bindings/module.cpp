@@ -54,5 +54,6 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     m.def("detected_isa", &ovs::bindings::detected_isa);
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_pixels(m);
+    ovs::bindings::bind_propagate(m);
     ovs::bindings::bind_windows(m);
 }

@@ -27,10 +27,9 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/solve.h"
 
 namespace ovs {
-
-enum class SolveMode : int { kOfficial = 0, kExact = 1 };
 
 // At most this many classes are solved together; `class_chunk` is a multiple of kClassGranule up to it.
 constexpr int kMaxClassChunk = 32;
