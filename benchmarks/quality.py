@@ -8,8 +8,8 @@ SegmentationClassPNG, and the labelme tutorial's photo. Of several frames of one
 
 Vocabularies: `points` are three pixels per class drawn from the photo's own mask, `exemplar` is the mask of another
 photo of the same folder that shares classes. Numbers are percent, the mean over a photo's classes, then over its
-draws, then over photos. Half of the photos chose the constants of the preset "harmless" (--half choose --sweep first, then more); the
-other half is what is reported.
+draws, then over photos. Half of the photos chose the constants of the preset "harmless" (`--half choose --sweep first`,
+then `more`); the other half is what is reported.
 """
 
 import argparse
