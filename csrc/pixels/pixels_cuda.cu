@@ -12,7 +12,7 @@
 
 #include "common/device.cuh"
 #include "common/launch.cuh"
-#include "common/reduce.cuh"
+#include "common/solve.cuh"
 #include "common/workspace.h"
 #include "pixels/pixels_batch.h"
 #include "pixels/pixels_cuda_stencil.cuh"
@@ -118,38 +118,6 @@ __global__ void pack_kernel(const float* scores,          // [classes, H, W]
         }
         partials[static_cast<int64_t>(blockIdx.x) * 2 * chunk + c] = sum;
     }
-}
-
-enum class Scalars : int { kStart, kStep, kFinish, kResidual };
-
-// One block per class: adds the partial inner products and advances the class's scalars.
-__global__ void scalars_kernel(const double* partials,  // [blocks, 2, chunk]
-                               ClassState* classes,     // [chunk]
-                               int64_t blocks, int chunk, Scalars what, double tol) {
-    const int c = static_cast<int>(blockIdx.x);
-    double sums[2] = {0.0, 0.0};
-    for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
-        sums[0] += partials[i * 2 * chunk + c];
-        if (what == Scalars::kStep) sums[1] += partials[(i * 2 + 1) * chunk + c];
-    }
-    block_sum<kThreads>(sums);
-    if (threadIdx.x != 0) return;
-    ClassState s = classes[c];
-    switch (what) {
-        case Scalars::kStart:
-            s = start_class(sums[0]);
-            break;
-        case Scalars::kStep:
-            step_class(s, sums[0], sums[1]);
-            break;
-        case Scalars::kFinish:
-            finish_step(s, sums[0], tol);
-            break;
-        case Scalars::kResidual:
-            s.rho = sums[0];
-            break;
-    }
-    classes[c] = s;
 }
 
 // x += a p; r -= a q; p = r + b p, and |r|^2 of the block's pixels. In the first step x = 0 and r = p.
@@ -339,8 +307,8 @@ private:
     }
 
     void scalars(int64_t blocks, Scalars what) {
-        launch(scalars_kernel, dim3(static_cast<unsigned>(chunk_)), dim3(kThreads), 0, stream_, b_.partials, b_.classes,
-               blocks, chunk_, what, p_.tol);
+        launch(scalars_kernel, dim3(static_cast<unsigned>(chunk_)), dim3(kScalarThreads), 0, stream_, b_.partials,
+               b_.classes, blocks, chunk_, what, p_.tol);
         OVS_CHECK_LAUNCH("lp_pixels: scalars");
     }
 

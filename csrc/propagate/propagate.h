@@ -1,8 +1,8 @@
 // propagate: label propagation over a graph that is given as a sparse matrix (LPOSS).
 //
-// The graph. W is a symmetric matrix of weights >= 0 in compressed rows: row i holds the links indptr[i] .. indptr[i + 1]
-// with ascending columns. A diagonal entry is a link of a node with itself. deg_i = sum_j w_ij unless the caller gives
-// it, 1 where that is not above 0 (an isolated node).
+// The graph. W is a symmetric matrix of weights >= 0 in compressed rows: row i holds the links indptr[i] .. indptr[i +
+// 1] with ascending columns. A diagonal entry is a link of a node with itself. deg_i = sum_j w_ij unless the caller
+// gives it, 1 where that is not above 0 (an isolated node).
 //
 // The solve. (I - alpha D^-1/2 W D^-1/2) X = Y for every class by conjugate gradients, x0 = 0:
 //   official  `max_iter` steps, a class stops earlier at |r| <= tol |y|;
@@ -14,8 +14,10 @@
 //   non-finite     a class whose scores hold a NaN or an Inf comes back as NaN everywhere; the others are not touched.
 //   determinism    same bits for the same input, on CPU for any number of threads. No atomics.
 //   zero extents   nothing is written, nothing is launched.
-//   faults         the CPU always verifies row starts and columns, which it needs in order to read within bounds, and with
-//                  `check` the weights and the symmetry; it reports a bad row and writes nothing. CUDA verifies nothing.
+//   faults         the CPU always verifies row starts and columns, which it needs in order to read within bounds, and
+//   with
+//                  `check` the weights and the symmetry; it reports a bad row and writes nothing. CUDA verifies
+//                  nothing.
 //   workspace      `lp_graph_*_workspace_bytes`, from sizes alone.
 #pragma once
 #include <cstddef>

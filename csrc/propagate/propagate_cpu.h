@@ -12,14 +12,14 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int kClassGranule = 8;         // classes per node are padded to a multiple of this
-constexpr int kMaxClassChunk = 32;       // classes solved together, in float32; half as many in float64
-constexpr int kBlockRows = 64;           // rows that one work item takes, about
-constexpr int64_t kMaxBlocks = 1024;     // bounds the memory for partial sums
-constexpr int64_t kPanelBytes = 40960;   // state of the columns of one panel: little more than an L1 cache
-constexpr int64_t kMinSegment = 12;      // links that a row must have per panel, on average, for panels to pay
-constexpr int64_t kShortColumns = 65536; // columns that 16 bits can number
-constexpr int kCheckItems = 4;           // work items of the symmetry check, each with N cursors
+constexpr int kClassGranule = 8;          // classes per node are padded to a multiple of this
+constexpr int kMaxClassChunk = 32;        // classes solved together, in float32; half as many in float64
+constexpr int kBlockRows = 64;            // rows that one work item takes, about
+constexpr int64_t kMaxBlocks = 1024;      // bounds the memory for partial sums
+constexpr int64_t kPanelBytes = 40960;    // state of the columns of one panel: little more than an L1 cache
+constexpr int64_t kMinSegment = 12;       // links that a row must have per panel, on average, for panels to pay
+constexpr int64_t kShortColumns = 65536;  // columns that 16 bits can number
+constexpr int kCheckItems = 4;            // work items of the symmetry check, each with N cursors
 
 template <class T>
 constexpr int max_class_chunk() {
@@ -29,10 +29,11 @@ constexpr int max_class_chunk() {
 // How the work is cut: rows into blocks with about the same number of links, classes into chunks of equal size, and,
 // where rows are long, columns into panels.
 //
-// The packed matrix holds the links sorted by (block, panel, row, column), so that a block of rows works against a piece
-// of the state that stays in the L1 cache, and reads its links strictly in order. Measured at N = 2940, 560 links per
-// row, 24 classes: 1.4 times as fast as rows without panels; panels without packing were slower than either, as their
-// short jumps defeat the prefetcher. A link is alpha w_ij / deg_i and its column within the panel, in 16 bits if they do.
+// The packed matrix holds the links sorted by (block, panel, row, column), so that a block of rows works against a
+// piece of the state that stays in the L1 cache, and reads its links strictly in order. Measured at N = 2940, 560 links
+// per row, 24 classes: 1.4 times as fast as rows without panels; panels without packing were slower than either, as
+// their short jumps defeat the prefetcher. A link is alpha w_ij / deg_i and its column within the panel, in 16 bits if
+// they do.
 template <class T>
 struct PropagateGrid {
     int64_t nodes, links, blocks, panels, panel_columns;
@@ -94,9 +95,10 @@ struct PropagateBuffers {
 
 }  // namespace
 
-#define OVS_DECLARE_PROPAGATE_ISA(isa)                                                                             \
-    namespace isa {                                                                                                \
-    GraphReport lp_graph_solve(const PropagateParams& p, DType dtype, void* workspace, std::size_t bytes, int threads); \
+#define OVS_DECLARE_PROPAGATE_ISA(isa)                                                                    \
+    namespace isa {                                                                                       \
+    GraphReport lp_graph_solve(const PropagateParams& p, DType dtype, void* workspace, std::size_t bytes, \
+                               int threads);                                                              \
     }
 #if defined(OVS_X86_LEVELS)
 OVS_DECLARE_PROPAGATE_ISA(v2)

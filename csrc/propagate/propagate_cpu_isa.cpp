@@ -145,8 +145,8 @@ private:
         report(moved);
     }
 
-    // alpha D^-1 W `state`, one vector of classes at a time: fn(where it belongs, product, degree, sums 0 and 1 of these
-    // classes, which are in T over at most kRun rows).
+    // alpha D^-1 W `state`, one vector of classes at a time: fn(where it belongs, product, degree, sums 0 and 1 of
+    // these classes, which are in T over at most kRun rows).
     template <class Fn>
     void multiply(const T* state, const Fn& fn) {
         with_variant(g_, [&](auto granules, auto index) {

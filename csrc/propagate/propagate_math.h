@@ -37,7 +37,7 @@ inline int num_steps(const PropagateParams& p) {
 inline void check_params(const PropagateParams& p) {
     OVS_REQUIRE(p.num_nodes >= 0 && p.num_links >= 0 && p.num_classes >= 0, "lp_graph: negative size");
     OVS_REQUIRE(p.num_nodes <= INT_MAX, "lp_graph: more nodes than a column index can name");
-    OVS_REQUIRE(p.num_nodes == 0 || (p.indptr != nullptr && p.scores != nullptr), "lp_graph: missing array");
+    OVS_REQUIRE(p.indptr != nullptr, "lp_graph: missing indptr");
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Per level: the matrix times the state, the kernel in which nearly all time is spent.
 //
 // A link costs one weight, broadcast, and one row of the state, `chunk` classes, added into as many sums in registers.
-// The columns of a panel keep their state in the L1 cache (PropagateGrid), so that the load ports are the limit. A sum that
-// waits for the link before would wait four cycles, hence several links at a time with sums of their own.
+// The columns of a panel keep their state in the L1 cache (PropagateGrid), so that the load ports are the limit. A sum
+// that waits for the link before would wait four cycles, hence several links at a time with sums of their own.
 #pragma once
 #include <type_traits>
 

@@ -225,6 +225,7 @@ def _fake(indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol,
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.arguments = inputs[5:9]
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx, v_result, v_iterations, v_residuals):

@@ -154,7 +154,7 @@ def lp_graph(
     num_nodes, num_links = scores.shape[0], indices.shape[0]
     counts = indptr.long().diff()
     rows = torch.repeat_interleave(torch.arange(num_nodes, device=scores.device), counts, output_size=num_links)
-    matrix = torch.sparse_coo_tensor(torch.stack((rows, indices.long())), weights, (num_nodes, num_nodes))
+    matrix = torch.sparse_coo_tensor(torch.stack((rows, indices.long())), weights, (num_nodes, num_nodes)).coalesce()
     if degrees is None:
         degrees = torch.zeros(num_nodes, dtype=torch.float64, device=scores.device).index_add(0, rows, weights.double())
         degrees = degrees.to(weights.dtype)
