@@ -80,7 +80,10 @@ def test_a_mask_finds_the_quokka_in_another_picture(backbone, quokka, count, bar
 
 
 def test_patches_do_no_harm_to_the_quokka(backbone, quokka):
-    """LPOSS and LPOSS+ with the embedded backbone's constants."""
+    """LPOSS and LPOSS+ with the embedded backbone's constants.
+
+    Measured with the shipped weights: coarse 0.9517, lposs 0.9519, lposs+ 0.9550. The polygon is coarse.
+    """
     photo = read_photo(quokka.path)
     size = working_size(photo.height, photo.width)
     examples = point_examples(backbone(photo, size), QUOKKA_POINTS, photo.height, photo.width, mean=False)
@@ -92,7 +95,7 @@ def test_patches_do_no_harm_to_the_quokka(backbone, quokka):
 
     coarse_quality, harmless = quality("coarse"), {"constants": PRESETS["harmless"]}
     assert quality("lposs", **harmless) > coarse_quality
-    assert quality("lposs+", **harmless) > quality("pixels")
+    assert quality("lposs+", **harmless) > coarse_quality + 0.002
 
 
 def mirrored(mask, size):

@@ -38,7 +38,7 @@ class Preset:
     center: float = 0.0
 
 
-PRESETS = {"paper": Preset(), "harmless": Preset(windows="none", k=0.1, gamma=7.0, alpha=0.8)}
+PRESETS = {"paper": Preset(), "harmless": Preset(windows="none", k=0.1, gamma=20.0, alpha=0.7)}
 
 
 def neighbours(k: float, nodes: int) -> int:
