@@ -258,7 +258,7 @@ def main() -> None:
         sweep(bench, SWEEP if arguments.sweep == "first" else SWEEP_MORE)
         return
     runs = [("coarse", "harmless"), ("pixels", "harmless"), ("lposs", "harmless"), ("lposs+", "harmless")]
-    runs += [("lposs", "paper"), ("lposs+", "paper")]
+    runs += [("coarse", "paper"), ("lposs", "paper"), ("lposs+", "paper")]
     for method, preset in runs:
         print(f"{method}, preset {preset}")
         for name, (area, rim) in bench.table(method, PRESETS[preset]).items():
