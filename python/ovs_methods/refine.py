@@ -1,4 +1,4 @@
-"""`lp_pixels` for anybody's scores: a photo and a .npy in, refined scores and labels out."""
+"""Propagation of anybody's scores: a photo and a .npy in, refined scores and labels out."""
 
 import dataclasses
 from pathlib import Path
@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 from ovs_kernels import lp_pixels
 
+from .backbones import EMBEDDED, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .files import check_out_folder
-from .images import read_photo, resize_argmax, to_bytes
-from .methods import check_propagation
+from .images import read_photo, resize_argmax, to_bytes, to_tensor, working_size
+from .methods import Preset, check_propagation, choose_preset, propagate_scores
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
+from .windows import look, parse_windows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +37,12 @@ class RefineOptions:
         resize: "scores" enlarges them to the photo, "image" works at the size of the scores, None wants
             equal sizes.
         names: of the channels; empty: class 0, class 1, ...
+        method: pixels, lposs (over patches) or lposs+ (over patches, then pixels).
         propagation: of `ovs_kernels.lp_pixels`.
+        preset: of the patch stage, see `choose_preset`.
+        constants: fields of `Preset` given one by one.
+        graph_backbone: whose features the patch stage compares; None is the embedded one.
+        graph_weights: its local file.
         threads: None for all CPUs.
         overwrite: redo what is there already.
     """
@@ -45,7 +52,12 @@ class RefineOptions:
     out: Path
     resize: str | None = None
     names: list[str] = dataclasses.field(default_factory=list)
+    method: str = "pixels"
     propagation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preset: str = "auto"
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    graph_backbone: str | None = None
+    graph_weights: str | None = None
     threads: int | None = None
     overwrite: bool = False
 
@@ -96,6 +108,22 @@ def _match_sizes(options: RefineOptions, photo: "Image", scores: Tensor) -> tupl
     raise UserError("--scores", f"[C, {height}, {width}], the size of {options.image}", f"{list(scores.shape)}", advice)
 
 
+def _patch_stage(options: RefineOptions, constants: Preset, photo: "Image", scores: Tensor, clock: Stopwatch) -> Tensor:
+    """The scores after LPOSS's patch stage, at their own size and in their own dtype."""
+    with clock("load model"):
+        name = options.graph_backbone or EMBEDDED
+        backbone = load_backbone(name, options.graph_weights, threads=options.threads, flag="--graph-weights")
+    size = working_size(photo.height, photo.width)
+    with clock("backbone"):
+        image = to_tensor(photo, size)
+        views = [look(photo, image, backbone, None, setup) for setup in parse_windows(constants.windows)]
+    with clock("lp_patches"):
+        done = propagate_scores(scores, views, size, constants)
+        if size != tuple(scores.shape[1:]):
+            done = F.interpolate(done[None], scores.shape[1:], mode="bilinear", align_corners=False)[0]
+    return done.to(scores.dtype)
+
+
 def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]] | None, Stopwatch]:
     """Refines the scores and writes them, the labels, the overlay and the JSON.
 
@@ -112,6 +140,8 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
         OSError: an output could not be written.
     """
     check_propagation(options.propagation)
+    constants = choose_preset(options.preset, options.graph_backbone or EMBEDDED, options.constants)
+    parse_windows(constants.windows)
     check_out_folder(options.out)
     paths = OutputPaths.of(options.out, options.image.stem, scores=True)
     given = {options.image.resolve(), options.scores.resolve()}
@@ -128,8 +158,15 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
         "scores": file_identity(options.scores),
         "resize": options.resize,
         "names": options.names,
-        "propagation": options.propagation,
+        "method": options.method,
+        "propagation": options.propagation if options.method != "lposs" else {},
     }
+    if options.method != "pixels":
+        settings["graph"] = {
+            **dataclasses.asdict(constants),
+            "backbone": options.graph_backbone or EMBEDDED,
+            "weights": options.graph_weights,
+        }
     names = options.names or [f"class {index}" for index in range(len(array))]
     if len(names) != len(array):
         raise UserError("--names", f"{len(array)} names, one per channel of the scores", len(names))
@@ -137,18 +174,22 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
         return paths, None, clock
     with clock("read"):
         scores, image = _match_sizes(options, photo, torch.from_numpy(array))
-    with clock("lp_pixels"):
-        try:
-            refined = lp_pixels(scores, image, **options.propagation)
-        except (ValueError, TypeError) as error:
-            raise UserError.saying(str(error)) from None
+    try:
+        refined = scores
+        if options.method != "pixels":
+            refined = _patch_stage(options, constants, photo, refined, clock)
+        if options.method != "lposs":
+            with clock("lp_pixels"):
+                refined = lp_pixels(refined, image, **options.propagation)
+    except (ValueError, TypeError) as error:
+        raise UserError.saying(str(error)) from None
     with clock("resize + argmax"):
         labels = resize_argmax(refined, (photo.height, photo.width)).numpy()
     summary = {
         "image": options.image.name,
         "size": [photo.height, photo.width],
         "working_size": list(image.shape[1:]),
-        "method": "lp_pixels",
+        "method": options.method,
         "non_finite_classes": [names[i] for i in (~refined.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()],
     }
     shares = write_outputs(

@@ -87,15 +87,16 @@ def overlay(photo: "Image", labels: np.ndarray, colors: list[tuple[int, int, int
     return pil.fromarray(mixed.astype(np.uint8))
 
 
-def _legend(names: list[str], shares: list[float], colors: list[tuple[int, int, int]], width: int) -> "Image":
-    """Swatch, name and share of each class, in as many rows as they need."""
+def _legend(names: list[str], shares: list[float] | None, colors: list[tuple[int, int, int]], width: int) -> "Image":
+    """Swatch, name and share (if given) of each class, in as many rows as they need."""
     pil, draw, fonts = (require(f"PIL.{part}", "drawing") for part in ("Image", "ImageDraw", "ImageFont"))
     size = int(np.clip(width / 55, 13, 28))
     font = fonts.load_default(size=size)
     line, swatch = round(size * 1.7), size
     places, x, y = [], _GAP, _GAP
-    for name, share in zip(names, shares, strict=True):
-        text = f"{name if len(name) <= 40 else name[:39] + '…'}  {100 * share:.1f} %"
+    for index, name in enumerate(names):
+        text = name if len(name) <= 40 else name[:39] + "…"
+        text += f"  {100 * shares[index]:.1f} %" if shares is not None else ""
         step = swatch + size // 2 + round(font.getlength(text)) + round(size * 1.5)
         if x > _GAP and x + step > width:
             x, y = _GAP, y + line
@@ -106,6 +107,51 @@ def _legend(names: list[str], shares: list[float], colors: list[tuple[int, int, 
     for (x, y, text), rgb in zip(places, colors, strict=True):
         pen.rectangle((x, y + size // 4, x + swatch, y + size // 4 + swatch), fill=rgb, outline=(60, 60, 60))
         pen.text((x + swatch + size // 2, y), text, fill=(20, 20, 20), font=font)
+    return image
+
+
+def _reduced(photo: "Image", labels: list[np.ndarray], side: int) -> tuple["Image", list[np.ndarray]]:
+    """Photo and label maps, made smaller if the photo has more than `side` pixels a side."""
+    pil = require("PIL.Image", "drawing")
+    scale = min(1.0, side / max(photo.size))
+    width, height = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    if (width, height) == photo.size:
+        return photo, labels
+    rows = ((np.arange(height) + 0.5) * (photo.height / height)).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * (photo.width / width)).astype(np.int64)
+    small = [part[rows[:, None], columns] for part in labels]
+    return photo.resize((width, height), pil.Resampling.LANCZOS), small
+
+
+def side_by_side(
+    photo: "Image", labels: dict[str, np.ndarray], names: list[str], colors: list[tuple[int, int, int]]
+) -> "Image":
+    """The photo and the overlays of several methods in two columns, a title over each, a legend below.
+
+    Args:
+        photo: mode RGB.
+        labels: [H, W] class indices of each method, the size of the photo.
+        names: [G] of the classes.
+        colors: [G] of the classes.
+
+    Returns:
+        Mode RGB; each picture has at most 960 pixels a side.
+    """
+    pil, draw, fonts = (require(f"PIL.{part}", "drawing") for part in ("Image", "ImageDraw", "ImageFont"))
+    photo, small = _reduced(photo, list(labels.values()), 960)
+    pictures = [("photo", photo)]
+    pictures += [(title, overlay(photo, part, colors)) for title, part in zip(labels, small, strict=True)]
+    width, height = max(2 * photo.width + _GAP, 320), photo.height
+    size = int(np.clip(width / 55, 13, 28))
+    step = height + 2 * size
+    legend = _legend(names, None, colors, width)
+    image = pil.new("RGB", (width, (len(pictures) + 1) // 2 * step + legend.height), "white")
+    pen, font = draw.Draw(image), fonts.load_default(size=size)
+    for index, (title, picture) in enumerate(pictures):
+        x, y = index % 2 * (photo.width + _GAP), index // 2 * step
+        pen.text((x + _GAP, y + size // 3), title, fill=(20, 20, 20), font=font)
+        image.paste(picture, (x, y + 2 * size))
+    image.paste(legend, (0, image.height - legend.height))
     return image
 
 
@@ -130,13 +176,8 @@ def panel(
         Mode RGB; each of the two pictures has at most 1280 pixels a side.
     """
     pil = require("PIL.Image", "drawing")
-    scale = min(1.0, _PANEL_SIDE / max(photo.size))
-    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
-    if size != photo.size:
-        rows = ((np.arange(size[1]) + 0.5) * (labels.shape[0] / size[1])).astype(np.int64)
-        columns = ((np.arange(size[0]) + 0.5) * (labels.shape[1] / size[0])).astype(np.int64)
-        labels = labels[rows[:, None], columns]
-        photo = photo.resize(size, pil.Resampling.LANCZOS)
+    photo, (labels,) = _reduced(photo, [labels], _PANEL_SIDE)
+    size = photo.size
     shown = [i for i in range(len(names)) if len(names) <= 20 or shares[i] > 0]
     width = max(2 * size[0] + _GAP, 320)
     legend = _legend([names[i] for i in shown], [shares[i] for i in shown], [colors[i] for i in shown], width)

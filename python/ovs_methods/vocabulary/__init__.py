@@ -3,8 +3,10 @@
 from .core import ClassExamples, Vocabulary, build_vocabulary, check_distinct, prototypes
 from .exemplar import Exemplar, exemplar_examples, parse_exemplar
 from .points import Point, parse_point, point_examples
+from .text import BACKGROUNDS, parse_classes, text_examples
 
 __all__ = [
+    "BACKGROUNDS",
     "ClassExamples",
     "Exemplar",
     "Point",
@@ -12,8 +14,10 @@ __all__ = [
     "build_vocabulary",
     "check_distinct",
     "exemplar_examples",
+    "parse_classes",
     "parse_exemplar",
     "parse_point",
     "point_examples",
     "prototypes",
+    "text_examples",
 ]

@@ -1,0 +1,188 @@
+"""CLIP's dense features and DINO's values, against the models' own forward passes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("PIL")
+
+from ovs_methods.backbones import DinoValues, MaskClip, load_backbone
+from ovs_methods.errors import MissingDependency, UserError
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def packages():
+    from ovs_methods.backbones.weights import import_models
+
+    try:
+        return import_models("open_clip", "this test"), import_models("timm", "this test")
+    except MissingDependency as error:
+        pytest.skip(str(error))
+
+
+def images(height, width, count=2):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def standardized(batch, mean, std):
+    """By numpy, in float64."""
+    array = (batch.double().numpy() - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    return torch.from_numpy(array).float()
+
+
+def cubic(side_in, side_out):
+    """[side_out, side_in] weights of bicubic resizing (a = -0.75, half-pixel centres), one entry at a time."""
+    weights = np.zeros((side_out, side_in))
+    for row in range(side_out):
+        place = (row + 0.5) * side_in / side_out - 0.5
+        first = int(np.floor(place))
+        for tap in range(first - 1, first + 3):
+            x, a = abs(place - tap), -0.75
+            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+            weights[row, min(max(tap, 0), side_in - 1)] += near if x <= 1 else far
+    return weights
+
+
+def resized(table, prefix, stored, grid):
+    """A table of positions for another grid, in float64."""
+    square = table[prefix:].double().numpy().reshape(*stored, -1)
+    square = np.einsum("ij,kl,jld->ikd", cubic(stored[0], grid[0]), cubic(stored[1], grid[1]), square)
+    return torch.cat([table[:prefix], torch.from_numpy(square).float().flatten(0, 1)])
+
+
+def clip_forward(open_clip, folder, batch):
+    """The whole image tower runs; the last attention is replaced by the value path, hooks read what comes out."""
+    visual = open_clip.create_model(f"local-dir:{folder}").eval().visual
+    grid = tuple(side // 16 for side in batch.shape[2:])
+    table = resized(visual.positional_embedding.detach(), 1, (4, 4), grid)
+    visual.positional_embedding = torch.nn.Parameter(table)
+    last = visual.transformer.resblocks[-1]
+
+    def values_only(attention, arguments, keywords, output):
+        x = arguments[0] if arguments else keywords["query"]
+        projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        return attention.out_proj(projected.chunk(3, -1)[2]), None
+
+    last.attn.register_forward_hook(values_only, with_kwargs=True)
+    seen = []
+    visual.ln_post.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
+    return (seen[0][:, 1:] @ visual.proj).detach().reshape(len(batch), *grid, -1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 48)])
+def test_maskclip_is_clip_whose_last_attention_is_the_identity(packages, clip_folder, size):
+    batch = images(*size)
+    expected = clip_forward(packages[0], clip_folder, batch)
+    clip = MaskClip(f"local-dir:{clip_folder}")
+    found = clip.dense(batch)
+    assert found.shape == (2, size[0] // 16, size[1] // 16, 48)
+    assert torch.allclose(found, expected, atol=2e-5)
+    again = MaskClip(f"local-dir:{clip_folder}")
+    again.dense(images(64, 64))  # another size in between leaves the positions alone
+    assert torch.equal(again.dense(batch), found)
+
+
+def test_maskclip_pads_with_black_before_it_standardizes(packages, clip_folder):
+    clip = MaskClip(f"local-dir:{clip_folder}")
+    batch = images(50, 70)
+    padded = torch.zeros(2, 3, 64, 80)
+    padded[:, :, :50, :70] = batch
+    assert torch.allclose(clip.dense(batch), clip_forward(packages[0], clip_folder, padded), atol=2e-5)
+
+
+def test_text_is_what_open_clip_says(packages, clip_folder):
+    open_clip = packages[0]
+    model = open_clip.create_model(f"local-dir:{clip_folder}").eval()
+    with torch.no_grad():
+        expected = model.encode_text(open_clip.tokenize(["a cat", "two dogs"]), normalize=True)
+    found = MaskClip(f"local-dir:{clip_folder}").encode_text(["a cat", "two dogs"])
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def value_hook(vit, batch, mean, std):
+    """What the last block's qkv layer puts out while timm runs its own forward pass: the third part."""
+    seen = []
+    vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        vit.forward_features(standardized(batch, mean, std))
+    return seen[0].chunk(3, -1)[2]
+
+
+@pytest.mark.parametrize("size", [(224, 224), (64, 96)])
+def test_dino_values_are_the_third_part_of_qkv(packages, dino_weights, size):
+    batch, grid = images(*size), (size[0] // 16, size[1] // 16)
+    vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True).eval()
+    vit.load_state_dict(torch.load(dino_weights))
+    found = DinoValues("vit_tiny_patch16_224", dino_weights).dense(batch)
+    table = resized(vit.pos_embed.detach()[0], 1, (14, 14), grid)
+    vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, img_size=size).eval()
+    vit.load_state_dict({**torch.load(dino_weights), "pos_embed": table[None]})
+    expected = value_hook(vit, batch, HALF, HALF)[:, 1:]  # this one's mean and std; DINO's own are ImageNet's
+    assert torch.allclose(found, expected.reshape(2, *grid, -1), atol=1e-4)
+
+
+def test_registers_and_missing_class_tokens_are_left_out(packages, tmp_path):
+    name = "vit_wee_patch16_reg1_gap_256"
+    torch.manual_seed(2)
+    vit = packages[1].create_model(name, num_classes=0).eval()
+    torch.save(vit.state_dict(), tmp_path / "wee.pth")
+    found = DinoValues(name, tmp_path / "wee.pth").dense(images(256, 256, 1))
+    config = vit.pretrained_cfg
+    expected = value_hook(vit, images(256, 256, 1), config["mean"], config["std"])[:, vit.num_prefix_tokens :]
+    assert vit.num_prefix_tokens == 1
+    assert torch.allclose(found, expected.reshape(1, 16, 16, -1), atol=1e-4)
+
+
+def test_names_lead_to_backbones(packages, clip_folder, dino_weights):
+    clip = load_backbone(f"local-dir:{clip_folder}")
+    assert (type(clip), clip.patch) == (MaskClip, 16)
+    dino = load_backbone("vit_tiny_patch16_224", str(dino_weights))
+    assert (type(dino), dino.patch) == (DinoValues, 16)
+    other = load_backbone(f"local-dir:{clip_folder}", str(clip_folder / "open_clip_pytorch_model.bin"))
+    assert torch.equal(other.dense(images(64, 64)), clip.dense(images(64, 64)))
+    assert other.identity == clip.identity
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "ViT-B-16:laion2b_s34b_b88k",
+            ["open_clip_model.safetensors", "CLIP-ViT-B-16-laion2B", "--weights "],
+        ),
+        ("dino_vitb16", ["dino_vitbase16_pretrain.pth", "put it into", "--weights "]),
+        ("dinov2_vitb14", ["dinov2_vitb14_pretrain.pth"]),
+        ("ViT-B-16", ["ViT-B-16:TAG", "laion2b_s34b_b88k", "got none"]),
+        ("ViT-B-16:nonsense", ["got 'nonsense'"]),
+        ("RN50:openai", ["a ViT", "'RN50'"]),
+        ("nonsense", ["list_models", "'nonsense'"]),
+        ("nonsense_patch16", ["dino_vitb16", "'nonsense_patch16'"]),
+    ],
+)
+def test_models_that_cannot_be_had_are_one_line(packages, name, parts):
+    with pytest.raises(UserError) as caught:
+        load_backbone(name)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["dino_vits16", "local-dir:"])
+@pytest.mark.parametrize("damage", ["text", "cut", "other", "missing", "empty"])
+def test_damaged_checkpoints_are_one_line(packages, clip_folder, dino_weights, tmp_path, name, damage):
+    path = tmp_path / "weights.pth"
+    whole = dino_weights.read_bytes()
+    content = {"text": b"not a checkpoint", "cut": whole[: len(whole) // 2], "other": whole, "empty": b""}
+    if damage != "missing":
+        path.write_bytes(content[damage])
+    with pytest.raises(UserError, match=r"--weights: expected a checkpoint of .*weights\.pth") as caught:
+        load_backbone(f"local-dir:{clip_folder}" if name == "local-dir:" else name, str(path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
