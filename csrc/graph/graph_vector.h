@@ -72,7 +72,7 @@ OVS_INLINE float log_normal(float x) {
     int32_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
     const int32_t exponent = (bits - kRootHalf) >> 23;
-    bits -= exponent << 23;
+    bits -= exponent * (1 << 23);
     float m;
     __builtin_memcpy(&m, &bits, sizeof m);
     const float t = (m - 1.0f) / (m + 1.0f), t2 = t * t;

@@ -42,7 +42,7 @@ def nearest(similarity: Tensor, k: int) -> Tensor:
     ranked = similarity.clone()
     ranked.fill_diagonal_(torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
-    chosen = torch.zeros_like(similarity, dtype=torch.bool)
+    chosen = torch.zeros(similarity.shape, dtype=torch.bool, device=similarity.device)
     return chosen.scatter(1, order[:, :k], True)
 
 
