@@ -87,7 +87,7 @@ def lp_pixels(
     Non-finite: a pixel whose colour is NaN or Inf is isolated: X = Y there in "exact"; in "official" the ten global
         steps leave it about one per cent away. A class with a NaN or Inf score comes back as NaN everywhere and never
         wins a label; the other classes are not touched.
-    Memory: on CPU about 440 bytes per pixel for the links (window=13) and 16 bytes per pixel and class for at most 16
+    Memory: on CPU about 440 bytes per pixel for the links (window=13) and 16 bytes per pixel and class for at most 24
         classes at a time; on CUDA 20 bytes per pixel and class for at most 32.
     Reference: LPOSS+ (label propagation at the pixel level), equation of the propagation with S = D^-1/2 W D^-1/2; the
         norm is the plain one of the published code. See `ovs_kernels.reference.pixels`.

@@ -13,6 +13,7 @@ namespace {  // internal linkage: each instruction-set level keeps its own copy
 
 constexpr int kTilePixels = 8;     // pixels per register tile, along x
 constexpr int kStripPixels = 128;  // widest strip: its weights and 2R+1 rows of state stay in L2
+constexpr int kPlaneClasses = 16;  // classes of a full plane of state: float32 ones of a pixel fill a cache line
 
 // The image is cut into vertical strips, walked top to bottom. Each strip owns the weights of its columns and of R
 // columns to either side, so that a tile never leaves its strip's weights.
@@ -22,7 +23,7 @@ struct PixelsGrid {
     int64_t num_strips, strip_pixels;  // strip_pixels: a multiple of kTilePixels
     int64_t weight_stride;             // strip_pixels at most kStripPixels, plus 2R, in one of two fixed strides
     int64_t pitch;                     // pixels per row of state, with R zero pixels to either side
-    int chunk;                         // classes per pixel of state
+    int chunk;                         // classes solved together
 
     PixelsGrid(const PixelsParams& p)
         : height(p.height), width(p.width), radius(p.window / 2), num_offsets(num_forward_offsets(radius)) {
@@ -34,12 +35,23 @@ struct PixelsGrid {
     }
     int64_t weights_per_row() const { return num_offsets * weight_stride; }
     int64_t strip_row(int64_t strip, int64_t y) const { return strip * height + y; }
+    int num_planes() const { return static_cast<int>(ceil_div(chunk, kPlaneClasses)); }
+    int64_t plane_pixels() const { return height * pitch; }
+    int64_t haloed_pixels() const { return (height + 2 * radius) * pitch; }
 
     // Not powers of two: rows of weights must not fall into the same cache sets.
     static constexpr int64_t kNarrowStride = kStripPixels + 16, kWideStride = kStripPixels + 32;
 };
 
-// State arrays hold `chunk` classes per pixel, innermost. `front` and `back` have R zero rows above and below.
+// Classes [begin, begin + classes) of the chunk: `classes` per pixel, innermost.
+template <class T>
+struct PixelsPlane {
+    int begin, classes;
+    T *front, *back, *first, *solution, *residual;
+};
+
+// State arrays are planes of kPlaneClasses classes one after the other, the last one may be kClassGranule wide. `front`
+// and `back` have R zero rows above and below.
 template <class T>
 struct PixelsBuffers {
     T* features;          // [F, H, W]
@@ -47,11 +59,11 @@ struct PixelsBuffers {
     T* no_weights;        // [offsets, weight_stride] zeros: the row above the image
     T* degree;            // [H, pitch], 0 outside the image
     T* inverse_degree;    // [H, pitch], 0 outside the image
-    T* front;             // [H + 2R, pitch, chunk]  official: p      exact: the iterate
-    T* back;              // [H + 2R, pitch, chunk]  official: unused  exact: the iterate before
-    T* first;             // [H, pitch, chunk]       official: q      exact: y
-    T* solution;          // [H, pitch, chunk]       official: x
-    T* residual;          // [H, pitch, chunk]       official: r
+    T* front;             // [plane, H + 2R, pitch, classes]  official: p      exact: the iterate
+    T* back;              // [plane, H + 2R, pitch, classes]  official: unused  exact: the iterate before
+    T* first;             // [plane, H, pitch, classes]       official: q      exact: y
+    T* solution;          // [plane, H, pitch, classes]       official: x
+    T* residual;          // [plane, H, pitch, classes]       official: r
     double* dot_rows;     // [strips * H, 2, chunk] partial inner products, added in a fixed order
     T* best;              // [H, W] labels only: the largest score so far
     T* scale;             // [chunk] power of two that brings a class near 1
@@ -60,7 +72,7 @@ struct PixelsBuffers {
 
     PixelsBuffers(const PixelsParams& p, const PixelsGrid& g, Workspace& ws) {
         const bool official = p.mode == SolveMode::kOfficial;
-        const int64_t pixels = g.height * g.pitch, haloed = (g.height + 2 * g.radius) * g.pitch;
+        const int64_t pixels = g.plane_pixels(), haloed = g.haloed_pixels();
         weights = ws.take<T>("weights", g.num_strips * g.height * g.weights_per_row());
         front = ws.take<T>("front", haloed * g.chunk);
         back = ws.take<T>("back", official ? 0 : haloed * g.chunk);
@@ -76,6 +88,18 @@ struct PixelsBuffers {
         scale = ws.take<T>("scale", g.chunk);
         finite = ws.take<uint8_t>("finite", g.chunk);
         classes = ws.take<ClassState>("classes", g.chunk);
+    }
+
+    PixelsPlane<T> plane(const PixelsGrid& g, int index) const {
+        const int begin = index * kPlaneClasses;
+        const int64_t at = begin * g.plane_pixels(), at_haloed = begin * g.haloed_pixels();
+        return {begin,
+                std::min(kPlaneClasses, g.chunk - begin),
+                front + at_haloed,
+                back + at_haloed,
+                first + at,
+                solution + at,
+                residual + at};
     }
 };
 

@@ -2,7 +2,7 @@
 //
 // 1. affinity   features, weights of half of the neighbours, degrees (pixels_affinity.h)
 // 2. per chunk of classes:
-//    pack       scores -> class-innermost state D^-1/2 Y, each class scaled by a power of two to near 1
+//    pack       scores -> planes of state D^-1/2 Y, classes innermost, each class scaled by a power of two to near 1
 //    solve      official or exact, all classes of the chunk advanced together (pixels_stencil.h)
 //    unpack     D^1/2 state -> out, or its maximum into the labels
 //
@@ -28,10 +28,13 @@ public:
     void run() {
         build_affinity(p_, g_, b_, threads_);
         start_output();
-        const int chunk = g_.chunk;
-        for (int64_t c0 = 0; c0 < p_.num_classes; c0 += chunk) {
-            first_class_ = c0;
-            classes_ = static_cast<int>(std::min<int64_t>(chunk, p_.num_classes - c0));
+        // One plane at a time, but a last half plane goes with the full one before it: alone it would wait for the
+        // weights to come from memory. Two full planes at once are slower than one after the other.
+        const int largest = g_.chunk, usual = std::min(largest, kPlaneClasses);
+        for (first_class_ = 0; first_class_ < p_.num_classes; first_class_ += classes_) {
+            const int64_t left = p_.num_classes - first_class_;
+            const bool last = left <= std::min(largest, usual + kClassGranule);
+            classes_ = static_cast<int>(last ? left : usual);
             g_.chunk = static_cast<int>(round_up(classes_, kClassGranule));
             scan_classes();
             pack();
@@ -53,9 +56,14 @@ private:
     const T* scores(int c) const {
         return static_cast<const T*>(p_.scores) + (first_class_ + c) * g_.height * g_.width;
     }
-    int64_t state_index(int64_t y, int64_t x) const { return (y * g_.pitch + g_.radius + x) * g_.chunk; }
-    int64_t halo_index(int64_t y, int64_t x) const { return state_index(y + g_.radius, x); }
-    int64_t degree_index(int64_t y, int64_t x) const { return y * g_.pitch + g_.radius + x; }
+    // Of a pixel; times the classes of a plane an index into its state, of `front` and `back` the latter.
+    int64_t pixel_index(int64_t y, int64_t x) const { return y * g_.pitch + g_.radius + x; }
+    int64_t halo_index(int64_t y, int64_t x) const { return pixel_index(y + g_.radius, x); }
+
+    template <class Fn>
+    void for_each_plane(const Fn& fn) const {
+        for (int index = 0; index < g_.num_planes(); ++index) fn(b_.plane(g_, index));
+    }
 
     // Of each class: whether all scores are finite, the power of two that brings the largest near 1, and |y|^2.
     void scan_classes() {
@@ -104,34 +112,40 @@ private:
 
     // state = D^-1/2 (scale Y), zero outside the image.
     void pack() {
-        T* state = b_.front;
-        const int64_t row = g_.pitch * g_.chunk;
-        std::fill_n(state, g_.radius * row, T(0));
-        std::fill_n(state + (g_.height + g_.radius) * row, g_.radius * row, T(0));
         const bool official = p_.mode == SolveMode::kOfficial;
-        if (!official) {
-            std::fill_n(b_.back, g_.radius * row, T(0));
-            std::fill_n(b_.back + (g_.height + g_.radius) * row, g_.radius * row, T(0));
-        }
-        parallel_for(g_.height, threads_, [&](int64_t y) {
-            T* out = state + (y + g_.radius) * row;
-            std::fill_n(out, row, T(0));
-            for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
-                const int64_t count = std::min(kRun, g_.width - x0);
-                T factor[kRun];
-                for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.inverse_degree[degree_index(y, x0 + i)]);
-                for (int c = 0; c < classes_; ++c) {
-                    if (b_.finite[c] == 0) continue;
-                    const T* in = scores(c) + y * g_.width + x0;
-                    T* to = out + (g_.radius + x0) * g_.chunk + c;
-                    for (int64_t i = 0; i < count; ++i) to[i * g_.chunk] = in[i] * b_.scale[c] * factor[i];
-                }
-            }
-            if (!official) {
-                std::memcpy(b_.first + y * row, out, row * sizeof(T));
-                std::fill_n(b_.back + (y + g_.radius) * row, row, T(0));
-            }
+        for_each_plane([&](const PixelsPlane<T>& plane) {
+            const int64_t row = g_.pitch * plane.classes, halo = g_.radius * row, below = halo + g_.height * row;
+            std::fill_n(plane.front, halo, T(0));
+            std::fill_n(plane.front + below, halo, T(0));
+            if (official) return;
+            std::fill_n(plane.back, halo, T(0));
+            std::fill_n(plane.back + below, halo, T(0));
         });
+        parallel_for(g_.height, threads_, [&](int64_t y) {
+            for_each_plane([&](const PixelsPlane<T>& plane) {
+                const int64_t row = g_.pitch * plane.classes;
+                T* out = plane.front + (y + g_.radius) * row;
+                pack_row(plane, y, out);
+                if (official) return;
+                std::memcpy(plane.first + y * row, out, row * sizeof(T));
+                std::fill_n(plane.back + (y + g_.radius) * row, row, T(0));
+            });
+        });
+    }
+
+    void pack_row(const PixelsPlane<T>& plane, int64_t y, T* out) const {
+        std::fill_n(out, g_.pitch * plane.classes, T(0));
+        for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
+            const int64_t count = std::min(kRun, g_.width - x0);
+            T factor[kRun];
+            for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.inverse_degree[pixel_index(y, x0 + i)]);
+            for (int c = plane.begin; c < std::min(plane.begin + plane.classes, classes_); ++c) {
+                if (b_.finite[c] == 0) continue;
+                const T* in = scores(c) + y * g_.width + x0;
+                T* to = out + (g_.radius + x0) * plane.classes + (c - plane.begin);
+                for (int64_t i = 0; i < count; ++i) to[i * plane.classes] = in[i] * b_.scale[c] * factor[i];
+            }
+        }
     }
 
     // Adds the partial inner products of `rows` rows into row 0, in order.
@@ -169,7 +183,7 @@ private:
             const ClassState& s = b_.classes[c];
             report(c, s.iterations, s.rho_start > 0 ? std::sqrt(s.rho / s.rho_start) : 0.0);
         }
-        unpack(moved ? b_.solution : nullptr, 0);
+        unpack(moved ? &PixelsPlane<T>::solution : nullptr, 0);
     }
 
     // q = p - alpha D^-1 W p, with <p, q> and |q|^2 of every strip row. p is `front`, q is `first`.
@@ -179,24 +193,25 @@ private:
             for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
                 double* sums = b_.dot_rows + g_.strip_row(strip, y) * 2 * g_.chunk;
                 T pq[kMaxClassChunk] = {}, qq[kMaxClassChunk] = {};
-                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
-                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                for_each_plane_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, strip, y, [&](const PixelsPlane<T>& plane, const auto& acc, int64_t x, int c) {
                         using A = std::decay_t<decltype(acc[0])>;
-                        const T* p = b_.front + halo_index(y, x) + c;
-                        T* q = b_.first + state_index(y, x) + c;
-                        const T* degree = b_.degree + degree_index(y, x);
-                        const T* inverse = b_.inverse_degree + degree_index(y, x);
-                        A sum_pq = load<A>(pq + c), sum_qq = load<A>(qq + c);
+                        const T* p = plane.front + halo_index(y, x) * plane.classes + c;
+                        T* q = plane.first + pixel_index(y, x) * plane.classes + c;
+                        const T* degree = b_.degree + pixel_index(y, x);
+                        const T* inverse = b_.inverse_degree + pixel_index(y, x);
+                        T *to_pq = pq + plane.begin + c, *to_qq = qq + plane.begin + c;
+                        A sum_pq = load<A>(to_pq), sum_qq = load<A>(to_qq);
                         OVS_UNROLL
                         for (int i = 0; i < kTilePixels; ++i) {
-                            const A v = load<A>(p + i * g_.chunk), u = v - (alpha * inverse[i]) * acc[i];
-                            store(q + i * g_.chunk, u);
+                            const A v = load<A>(p + i * plane.classes), u = v - (alpha * inverse[i]) * acc[i];
+                            store(q + i * plane.classes, u);
                             const A weighted = degree[i] * u;
                             sum_pq += weighted * v;
                             sum_qq += weighted * u;
                         }
-                        store(pq + c, sum_pq);
-                        store(qq + c, sum_qq);
+                        store(to_pq, sum_pq);
+                        store(to_qq, sum_qq);
                     });
                 for (int c = 0; c < g_.chunk; ++c) {
                     sums[c] = pq[c];
@@ -217,33 +232,39 @@ private:
         parallel_for(g_.height, threads_, [&](int64_t y) {
             double* sums = b_.dot_rows + y * 2 * g_.chunk;
             std::fill_n(sums, g_.chunk, 0.0);
-            for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
-                const int64_t count = std::min(kRun, g_.width - x0);
-                for (int c = 0; c < g_.chunk; c += kLanes) {
-                    const V va = load<V>(a + c), vb = load<V>(b + c);
-                    T* p = b_.front + halo_index(y, x0) + c;
-                    T* x = b_.solution + state_index(y, x0) + c;
-                    T* r = b_.residual + state_index(y, x0) + c;
-                    const T* q = b_.first + state_index(y, x0) + c;
-                    const T* degree = b_.degree + degree_index(y, x0);
-                    V sum = {};
-                    for (int64_t i = 0; i < count; ++i) {
-                        const int64_t at = i * g_.chunk;
-                        const V vp = load<V>(p + at);
-                        const V vr = (kFirst ? vp : load<V>(r + at)) - va * load<V>(q + at);
-                        if (kFirst) {
-                            store<V>(x + at, va * vp);
-                        } else {
-                            store<V>(x + at, load<V>(x + at) + va * vp);
-                        }
-                        store<V>(r + at, vr);
-                        store<V>(p + at, vr + vb * vp);
-                        sum += (degree[i] * vr) * vr;
+            for_each_plane([&](const PixelsPlane<T>& plane) {
+                for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
+                    for (int c = 0; c < plane.classes; c += kLanes) {
+                        const int k = plane.begin + c;
+                        const V sum = update_run<kFirst>(plane, y, x0, c, load<V>(a + k), load<V>(b + k));
+                        for (int lane = 0; lane < kLanes; ++lane) sums[k + lane] += sum[lane];
                     }
-                    for (int lane = 0; lane < kLanes; ++lane) sums[c + lane] += sum[lane];
                 }
-            }
+            });
         });
+    }
+
+    template <bool kFirst>
+    V update_run(const PixelsPlane<T>& plane, int64_t y, int64_t x0, int c, V a, V b) {
+        T* p = plane.front + halo_index(y, x0) * plane.classes + c;
+        const int64_t first = pixel_index(y, x0) * plane.classes + c, count = std::min(kRun, g_.width - x0);
+        T *x = plane.solution + first, *r = plane.residual + first;
+        const T *q = plane.first + first, *degree = b_.degree + pixel_index(y, x0);
+        V sum = {};
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t at = i * plane.classes;
+            const V vp = load<V>(p + at);
+            const V vr = (kFirst ? vp : load<V>(r + at)) - a * load<V>(q + at);
+            if (kFirst) {
+                store<V>(x + at, a * vp);
+            } else {
+                store<V>(x + at, load<V>(x + at) + a * vp);
+            }
+            store<V>(r + at, vr);
+            store<V>(p + at, vr + b * vp);
+            sum += (degree[i] * vr) * vr;
+        }
+        return sum;
     }
 
     void solve_exact() {
@@ -261,7 +282,7 @@ private:
             const double residual = p_.residuals != nullptr && !idle ? std::sqrt(dot(0, c) / s.rho_start) : 0.0;
             report(c, idle ? 0 : steps, residual);
         }
-        unpack(b_.front, g_.radius);
+        unpack(&PixelsPlane<T>::front, g_.radius);
     }
 
     // back = front + momentum (front - back) + step (y - L front); L v = v - alpha D^-1 W v.
@@ -269,16 +290,16 @@ private:
         const T alpha = static_cast<T>(p_.alpha);
         with_variant(g_, [&](auto radius, auto stride) {
             for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
-                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
-                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                for_each_plane_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, strip, y, [&](const PixelsPlane<T>& plane, const auto& acc, int64_t x, int c) {
                         using A = std::decay_t<decltype(acc[0])>;
-                        const T* now = b_.front + halo_index(y, x) + c;
-                        T* before = b_.back + halo_index(y, x) + c;
-                        const T* rhs = b_.first + state_index(y, x) + c;
-                        const T* inverse = b_.inverse_degree + degree_index(y, x);
+                        const T* now = plane.front + halo_index(y, x) * plane.classes + c;
+                        T* before = plane.back + halo_index(y, x) * plane.classes + c;
+                        const T* rhs = plane.first + pixel_index(y, x) * plane.classes + c;
+                        const T* inverse = b_.inverse_degree + pixel_index(y, x);
                         OVS_UNROLL
                         for (int i = 0; i < kTilePixels; ++i) {
-                            const int64_t at = i * g_.chunk;
+                            const int64_t at = i * plane.classes;
                             const A v = load<A>(now + at), y_i = load<A>(rhs + at);
                             const A gap = (y_i - v) + (alpha * inverse[i]) * acc[i];
                             store(before + at, v + momentum * (v - load<A>(before + at)) + step * gap);
@@ -295,20 +316,21 @@ private:
             for_each_strip_row(g_, threads_, [&](int64_t strip, int64_t y) {
                 double* sums = b_.dot_rows + g_.strip_row(strip, y) * 2 * g_.chunk;
                 T total[kMaxClassChunk] = {};
-                for_each_tile<decltype(radius)::value, decltype(stride)::value>(
-                    g_, b_, b_.front, strip, y, [&](const auto& acc, int64_t x, int c) {
+                for_each_plane_tile<decltype(radius)::value, decltype(stride)::value>(
+                    g_, b_, strip, y, [&](const PixelsPlane<T>& plane, const auto& acc, int64_t x, int c) {
                         using A = std::decay_t<decltype(acc[0])>;
-                        const T* now = b_.front + halo_index(y, x) + c;
-                        const T* rhs = b_.first + state_index(y, x) + c;
-                        A sum = load<A>(total + c);
+                        const T* now = plane.front + halo_index(y, x) * plane.classes + c;
+                        const T* rhs = plane.first + pixel_index(y, x) * plane.classes + c;
+                        const T* inverse = b_.inverse_degree + pixel_index(y, x);
+                        const T* degree = b_.degree + pixel_index(y, x);
+                        A sum = load<A>(total + plane.begin + c);
                         OVS_UNROLL
                         for (int i = 0; i < kTilePixels; ++i) {
-                            const int64_t at = i * g_.chunk;
-                            const A gap = (load<A>(rhs + at) - load<A>(now + at)) +
-                                          static_cast<T>(alpha * b_.inverse_degree[degree_index(y, x) + i]) * acc[i];
-                            sum += (b_.degree[degree_index(y, x) + i] * gap) * gap;
+                            const int64_t at = i * plane.classes;
+                            const A gap = (load<A>(rhs + at) - load<A>(now + at)) + (alpha * inverse[i]) * acc[i];
+                            sum += (degree[i] * gap) * gap;
                         }
-                        store(total + c, sum);
+                        store(total + plane.begin + c, sum);
                     });
                 for (int c = 0; c < g_.chunk; ++c) sums[c] = total[c];
             });
@@ -340,21 +362,22 @@ private:
         });
     }
 
-    // state: [H + 2 halo, pitch, chunk], or null for a solution of zeros.
-    void unpack(const T* state, int halo) {
+    // state: the member of every plane that holds the solution, with `halo` rows above; null for a solution of zeros.
+    void unpack(T* PixelsPlane<T>::* state, int halo) {
         const T nan = std::numeric_limits<T>::quiet_NaN();
         parallel_for(g_.height, threads_, [&](int64_t y) {
             for (int64_t x0 = 0; x0 < g_.width; x0 += kRun) {
                 const int64_t count = std::min(kRun, g_.width - x0);
                 T factor[kRun], values[kRun];
-                for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.degree[degree_index(y, x0 + i)]);
+                for (int64_t i = 0; i < count; ++i) factor[i] = root(b_.degree[pixel_index(y, x0 + i)]);
                 for (int c = 0; c < classes_; ++c) {
                     if (b_.finite[c] == 0 || state == nullptr) {
                         std::fill_n(values, count, b_.finite[c] == 0 ? nan : T(0));
                     } else {
+                        const PixelsPlane<T> plane = b_.plane(g_, c / kPlaneClasses);
                         const T undo = T(1) / b_.scale[c];
-                        const T* in = state + state_index(y + halo, x0) + c;
-                        for (int64_t i = 0; i < count; ++i) values[i] = in[i * g_.chunk] * factor[i] * undo;
+                        const T* in = plane.*state + pixel_index(y + halo, x0) * plane.classes + (c - plane.begin);
+                        for (int64_t i = 0; i < count; ++i) values[i] = in[i * plane.classes] * factor[i] * undo;
                     }
                     write_run(y * g_.width + x0, c, values, count);
                 }

@@ -1,9 +1,10 @@
 // Per level: the operator v - alpha D^-1 W v on one strip row, the kernel in which nearly all time is spent.
 //
-// A register tile is kTilePixels pixels x one vector of classes. For each of the 2R+1 image rows the tile walks along
-// the source pixels once: a source vector is loaded once and used for every pixel of the tile that it is a neighbour
-// of, each time with one scalar weight, broadcast from memory as part of the multiply-add. So a multiply-add costs one
-// 4-byte load and a fifth of a vector load, and the arithmetic units are the limit, not the load ports.
+// A register tile is kTilePixels pixels x one vector of classes (or, for half vectors, pairs of pixels). For each of
+// the 2R+1 image rows the tile walks along the source pixels once: a source vector is loaded once and used for every
+// pixel of the tile that it is a neighbour of, each time with one scalar weight, broadcast from memory as part of the
+// multiply-add. So a multiply-add costs one 4-byte load and a fifth of a vector load, and the arithmetic units are the
+// limit, not the load ports.
 //
 // Memory: a tile's 2R+1 rows of state and its weights fit in L1, a strip's in L2; the weights stream past once per
 // sweep. The weights of one tile lie in as many cache lines as there are offsets, too far apart for the processor's own
@@ -16,32 +17,91 @@ namespace ovs {
 namespace OVS_ISA {
 namespace {
 
-constexpr int kLine = 64;   // bytes of a cache line
-constexpr int kIntoL2 = 2;  // third argument of __builtin_prefetch: L2, not L1
+constexpr int kLine = 64;           // bytes of a cache line
+constexpr int kIntoL2 = 2;          // third argument of __builtin_prefetch: L2, not L1
+constexpr int kHalfPlaneTile = 16;  // pixels per PairTile: fewer sums would wait for each other
 
-// acc[i] += weight(tap, i) * source(i + tap), where weight(tap, i) = weights[tap * kTapStride + i].
-template <int kTaps, int64_t kTapStride, class V, class T>
-OVS_INLINE void add_taps(V (&acc)[kTilePixels], const T* weights, const T* source, int64_t chunk) {
-    OVS_UNROLL
-    for (int q = 0; q < kTilePixels + kTaps - 1; ++q) {
-        const V u = load<V>(source);
-        source += chunk;
+// Sums of 8 pixels x kLanes classes. `add` does sum[i] += weight(tap, i) * source(i + tap) for kTaps taps in a row,
+// where weight(tap, i) = weights[tap * kTapStride + i].
+template <class T, int kLanes>
+struct PixelTile {
+    using V = Vec<T, kLanes>;
+    V sums[kTilePixels] = {};
+
+    template <int kTaps, int64_t kTapStride>
+    OVS_INLINE void add(const T* weights, const T* source, int64_t classes) {
         OVS_UNROLL
-        for (int tap = 0; tap < kTaps; ++tap) {
-            const int i = q - tap;
-            if (i >= 0 && i < kTilePixels) acc[i] += weights[tap * kTapStride + i] * u;
+        for (int q = 0; q < kTilePixels + kTaps - 1; ++q) {
+            const V u = load<V>(source);
+            source += classes;
+            OVS_UNROLL
+            for (int tap = 0; tap < kTaps; ++tap) {
+                const int i = q - tap;
+                if (i >= 0 && i < kTilePixels) sums[i] += weights[tap * kTapStride + i] * u;
+            }
         }
     }
-}
+
+    // fn(sums of 8 pixels, first of them)
+    template <class Fn>
+    OVS_INLINE void finish(const Fn& fn) const {
+        fn(sums, 0);
+    }
+    static constexpr int kPixels = kTilePixels;
+};
+
+#if OVS_ISA_LEVEL == 4
+// The same for a half plane of floats, 8 classes per pixel and no more: two neighbouring pixels share a vector, so that
+// it is full. Their classes are interleaved on loading, then one 8-byte broadcast holds the weights of both.
+template <int kTilePairs>
+struct PairTile {
+    using V = Vec<float, 16>;
+    using Index = Vec<int32_t, 16>;
+    V sums[kTilePairs] = {};
+    static constexpr int kPixels = 2 * kTilePairs;
+
+    template <int kTaps, int64_t kTapStride>
+    OVS_INLINE void add(const float* weights, const float* source, int64_t) {
+        const Index interleave = {0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15};
+        OVS_UNROLL
+        for (int q = 0; q < kPixels + kTaps - 2; ++q) {
+            const V u = __builtin_shuffle(load<V>(source + q * kClassGranule), interleave);
+            OVS_UNROLL
+            for (int tap = 0; tap < kTaps; ++tap) {
+                const int i = q - tap;
+                if (i < 0 || i >= kPixels || i % 2 != 0) continue;
+                const double both = load<double>(weights + tap * kTapStride + i);
+                const Vec<double, 8> pair = {both, both, both, both, both, both, both, both};
+                sums[i / 2] += (V)pair * u;
+            }
+        }
+    }
+
+    template <class Fn>
+    OVS_INLINE void finish(const Fn& fn) const {
+        const Index separate = {0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15};
+        OVS_UNROLL
+        for (int first = 0; first < kPixels; first += kTilePixels) {
+            Vec<float, 8> parts[kTilePixels];
+            OVS_UNROLL
+            for (int i = 0; i < kTilePixels; i += 2) {
+                const V pair = __builtin_shuffle(sums[(first + i) / 2], separate);
+                __builtin_memcpy(&parts[i], &pair, sizeof pair);
+            }
+            fn(parts, first);
+        }
+    }
+};
+#endif
 
 // A row of `taps` taps. The default window's two lengths are unrolled whole, others go four taps at a time.
-template <int64_t kTapStride, class V, class T>
-OVS_INLINE void add_row(V (&acc)[kTilePixels], const T* weights, const T* source, int64_t chunk, int taps) {
-    for (; taps >= 4; taps -= 4, weights += 4 * kTapStride, source += 4 * chunk) {
-        add_taps<4, kTapStride>(acc, weights, source, chunk);
+template <int64_t kTapStride, class Tile, class T>
+OVS_INLINE void add_row(Tile& tile, const T* weights, const T* source, int64_t classes, int taps) {
+    for (; taps >= 4; taps -= 4, weights += 4 * kTapStride, source += 4 * classes) {
+        tile.template add<4, kTapStride>(weights, source, classes);
     }
-    for (; taps > 0; --taps, weights += kTapStride, source += chunk) {
-        add_taps<1, kTapStride>(acc, weights, source, chunk);
+    for (; taps > 0; --taps, weights += kTapStride, source += classes) {
+        tile.template add<1, kTapStride>(weights, source, classes);
     }
 }
 
@@ -59,9 +119,9 @@ struct Ahead {
 
 // sum_q w_pq v_q for a tile at strip column x. `source` points at the tile's first pixel, first class of the vector.
 // kRadius = 0: any radius.
-template <int kRadius, int64_t kStride, class V, class T>
-OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64_t x, const T* source, int64_t row_step,
-                            int64_t chunk, int radius, Ahead ahead) {
+template <int kRadius, int64_t kStride, class Tile, class T>
+OVS_INLINE void gather_tile(Tile& tile, const WeightRows<T>& w, int64_t x, const T* source, int64_t row_step,
+                            int64_t classes, int radius, Ahead ahead) {
     // Walking against the direction of an offset, the next tap is the offset before, seen from one pixel further.
     constexpr int64_t kForward = kStride, kBackward = 1 - kStride;
     const int r = kRadius > 0 ? kRadius : radius, side = 2 * r + 1;
@@ -70,57 +130,81 @@ OVS_INLINE void gather_tile(V (&acc)[kTilePixels], const WeightRows<T>& w, int64
         constexpr int64_t kTapStride = decltype(stride)::value;
         if constexpr (kRadius > 0) {
             if (taps == kRadius) {
-                add_taps<kRadius, kTapStride>(acc, weights, from, chunk);
+                tile.template add<kRadius, kTapStride>(weights, from, classes);
             } else {
-                add_taps<2 * kRadius + 1, kTapStride>(acc, weights, from, chunk);
+                tile.template add<2 * kRadius + 1, kTapStride>(weights, from, classes);
             }
         } else {
-            add_row<kTapStride>(acc, weights, from, chunk, taps);
+            add_row<kTapStride>(tile, weights, from, classes, taps);
         }
     };
     using Forward = std::integral_constant<int64_t, kForward>;
     using Backward = std::integral_constant<int64_t, kBackward>;
     if (r == 0) return;
-    row(Backward{}, here + (r - 1) * kStride - r, source - r * chunk, r);
-    row(Forward{}, here, source + chunk, r);
+    row(Backward{}, here + (r - 1) * kStride - r, source - r * classes, r);
+    row(Forward{}, here, source + classes, r);
     for (int dy = 1; dy <= r; ++dy) {
         const int first = r + (dy - 1) * side;
         for (int i = 0; i < ahead.lines; ++i, ahead.from += kLine) __builtin_prefetch(ahead.from, 0, kIntoL2);
-        row(Forward{}, here + first * kStride, source + dy * row_step - r * chunk, side);
-        row(Backward{}, w.rows[dy] + x + (first + 2 * r) * kStride - r, source - dy * row_step - r * chunk, side);
+        row(Forward{}, here + first * kStride, source + dy * row_step - r * classes, side);
+        row(Backward{}, w.rows[dy] + x + (first + 2 * r) * kStride - r, source - dy * row_step - r * classes, side);
     }
 }
 
-// fn(acc, x, c) for every tile of a strip row and every vector of classes; acc = (W v) there.
+// fn(acc, x, c) for every tile of a strip row and every vector of classes of a plane; acc = (W v) there, v = front.
 template <int kRadius, int64_t kStride, class T, class Fn>
-OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, const T* state, int64_t strip, int64_t y,
-                              const Fn& fn) {
+OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, const PixelsPlane<T>& plane,
+                              int64_t strip, int64_t y, const Fn& fn) {
     constexpr int kWide = kVectorBytes / sizeof(T), kNarrow = kWide > kClassGranule ? kClassGranule : kWide;
-    const int64_t row_step = g.pitch * g.chunk;
+    const int64_t classes = plane.classes, row_step = g.pitch * classes;
     WeightRows<T> w;
     for (int dy = 0; dy <= g.radius; ++dy) {
         w.rows[dy] = (y >= dy ? b.weights + g.strip_row(strip, y - dy) * g.weights_per_row() : b.no_weights) + g.radius;
     }
-    const T* row = state + ((y + g.radius) * g.pitch + strip * g.strip_pixels + g.radius) * g.chunk;
-    // The tiles of the first sweep share the next row's weights between them, each a run of memory.
+    const T* row = plane.front + ((y + g.radius) * g.pitch + strip * g.strip_pixels + g.radius) * classes;
+    // The tiles of all planes' first sweeps share the next row's weights between them, each a run of memory.
     const int64_t next_bytes = y + 1 < g.height ? g.weights_per_row() * sizeof(T) : 0;
-    const int64_t shares = g.strip_pixels / kTilePixels * std::max(g.radius, 1);
+    const int64_t tiles = g.strip_pixels / kTilePixels, shares = tiles * std::max(g.radius, 1) * g.num_planes();
     const int lines = static_cast<int>(ceil_div(ceil_div(next_bytes, kLine), shares));
-    const char* next = reinterpret_cast<const char*>(w.rows[0] - g.radius) + next_bytes;
+    const char* next = reinterpret_cast<const char*>(w.rows[0] - g.radius) + next_bytes +
+                       plane.begin / kPlaneClasses * tiles * lines * g.radius * kLine;
+    const auto tile_at = [&](auto tile, int64_t x, int c) {
+        const Ahead ahead{next + x / kTilePixels * lines * g.radius * kLine,
+                          c == 0 ? lines * (decltype(tile)::kPixels / kTilePixels) : 0};
+        gather_tile<kRadius, kStride>(tile, w, x, row + x * classes + c, row_step, classes, g.radius, ahead);
+        tile.finish([&](const auto& acc, int first) { fn(acc, strip * g.strip_pixels + x + first, c); });
+    };
+#if OVS_ISA_LEVEL == 4
+    if constexpr (sizeof(T) == 4) {
+        if (classes == kClassGranule) {
+            int64_t x = 0;
+            for (; x + kHalfPlaneTile <= g.strip_pixels; x += kHalfPlaneTile) {
+                tile_at(PairTile<kHalfPlaneTile / 2>{}, x, 0);
+            }
+            for (; x < g.strip_pixels; x += kTilePixels) tile_at(PairTile<kTilePixels / 2>{}, x, 0);
+            return;
+        }
+    }
+#endif
     // One vector of classes after the other, so that what a sweep along the strip comes back to is still in L1.
     const auto sweep = [&](auto lanes, int c) {
-        using V = Vec<T, decltype(lanes)::value>;
-        for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) {
-            const Ahead ahead{next + x / kTilePixels * lines * g.radius * kLine, c == 0 ? lines : 0};
-            V acc[kTilePixels] = {};
-            gather_tile<kRadius, kStride>(acc, w, x, row + x * g.chunk + c, row_step, static_cast<int64_t>(g.chunk),
-                                          g.radius, ahead);
-            fn(acc, strip * g.strip_pixels + x, c);
-        }
+        for (int64_t x = 0; x < g.strip_pixels; x += kTilePixels) tile_at(PixelTile<T, decltype(lanes)::value>{}, x, c);
     };
     int c = 0;
-    for (; c + kWide <= g.chunk; c += kWide) sweep(std::integral_constant<int, kWide>{}, c);
-    for (; c < g.chunk; c += kNarrow) sweep(std::integral_constant<int, kNarrow>{}, c);
+    for (; c + kWide <= classes; c += kWide) sweep(std::integral_constant<int, kWide>{}, c);
+    for (; c < classes; c += kNarrow) sweep(std::integral_constant<int, kNarrow>{}, c);
+}
+
+// fn(plane, acc, x, c) for every tile of a strip row and all classes: one plane after the other, while the row's
+// weights are in L2, so that they come from memory once for all planes.
+template <int kRadius, int64_t kStride, class T, class Fn>
+OVS_INLINE void for_each_plane_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, int64_t strip, int64_t y,
+                                    const Fn& fn) {
+    for (int index = 0; index < g.num_planes(); ++index) {
+        const PixelsPlane<T> plane = b.plane(g, index);
+        for_each_tile<kRadius, kStride>(g, b, plane, strip, y,
+                                        [&](const auto& acc, int64_t x, int c) { fn(plane, acc, x, c); });
+    }
 }
 
 // Runs `fn` for every (strip, y) on all threads: strips one after another, rows of a strip in order within an item, so

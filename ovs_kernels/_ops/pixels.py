@@ -29,10 +29,10 @@ NAME = "lp_pixels"
 MAX_WINDOW = 31
 MAX_GROUPS = 65536
 OFFICIAL_STEPS = 10
-# Classes solved together: vectors of 8 (the core's kClassGranule) up to its kMaxClassChunk; on a CPU the classes of a
-# pixel fill one cache line, more at a time is slower.
+# Classes solved together: vectors of 8 (the core's kClassGranule) up to its kMaxClassChunk; on a CPU a full plane of 16
+# and a half one, more at a time is slower.
 CLASS_GRANULE = 8
-MAX_CHUNK = {"cpu": 16, "cuda": 32}
+MAX_CHUNK = {"cpu": 24, "cuda": 32}
 # Without a memory_limit, fewer classes are solved at a time rather than taking more scratch memory than this.
 SOFT_MEMORY_LIMIT = 1280 * 2**20
 
