@@ -262,6 +262,11 @@ private:
         std::copy_n(b_.classes, g_.chunk, classes);
         pack();
         std::copy_n(classes, g_.chunk, b_.classes);
+        for_each_block([&](int64_t, int64_t begin, int64_t end) {  // the residual is that of the result
+            for (int64_t i = begin; i < end; ++i) {
+                if (b_.isolated[i] != 0) std::copy_n(b_.p + i * g_.chunk, g_.chunk, b_.x + i * g_.chunk);
+            }
+        });
         multiply(b_.x, [&](int64_t at, const auto& product, T degree, auto& dot_gap, auto&) {
             using A = std::decay_t<decltype(product)>;
             const A gap = (load<A>(b_.p + at) - load<A>(b_.x + at)) + product;

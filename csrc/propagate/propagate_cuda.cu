@@ -247,11 +247,12 @@ __global__ void unpack_kernel(const SolveParams s) {
     const int c = static_cast<int>(blockIdx.y) * kSlice + static_cast<int>(threadIdx.x);
     if (c >= s.classes_in_wave) return;
     const bool finite = is_finite(s, c);
-    const float undo = 1.0f / class_scale(s, c);
+    const float scale = class_scale(s, c), undo = 1.0f / scale;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y; i < s.nodes;
          i += static_cast<int64_t>(gridDim.x) * kRows) {
         const bool keep = s.exact && s.isolated[i] != 0;
         const float value = keep ? s.scores[i * s.num_classes + c] : s.x[i * s.stride + c] * sqrtf(s.degree[i]) * undo;
+        if (keep) s.x[i * s.stride + c] = finite ? value * scale : 0.0f;  // the residual is that of the result
         s.out[i * s.num_classes + c] = finite ? value : __int_as_float(kNan);
     }
 }

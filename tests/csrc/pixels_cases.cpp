@@ -5,19 +5,14 @@
 //
 // One line per case, `ok` or `FAILED`; exit status 1 when one failed. Tiny images are held to the dense float64 solve
 // of pixels_dense.h, larger ones to lp_pixels_cpu in float64. The workspace has exactly the size that was asked for.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "common/device.cuh"
-#include "common/error.h"
+#include "cases.h"
 #include "pixels/pixels.h"
 #include "pixels_dense.h"
 
@@ -28,20 +23,6 @@ constexpr double kTolerance = 5e-5;      // float32 kernels; relative to the lar
 constexpr double kResidualFloor = 5e-6;  // |x| / |y| is up to 20 here, and x is rounded to float32
 constexpr double kLabResidualFloor =
     2e-4;  // of the float64 graph: colours rounded to float32 change its weights by 1e-5
-
-struct Failure {
-    std::string what;
-};
-
-void require(bool condition, const std::string& what) {
-    if (!condition) throw Failure{what};
-}
-
-std::string text(double value) {
-    char buffer[32];
-    std::snprintf(buffer, sizeof(buffer), "%.9g", value);
-    return buffer;
-}
 
 // For larger images: the CPU half of the core, in float64, class by class.
 Expected expect_cpu(const Case& c, const Inputs& in) {
@@ -71,54 +52,6 @@ Expected expect_cpu(const Case& c, const Inputs& in) {
 }
 
 // The GPU
-
-template <class T>
-class DeviceArray {
-public:
-    explicit DeviceArray(std::size_t count) : count_(count) {
-        void* memory = nullptr;
-        OVS_CUDA(cudaMalloc(&memory, count * sizeof(T)));
-        data_ = static_cast<T*>(memory);
-    }
-    explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-        if (count_ > 0) OVS_CUDA(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    ~DeviceArray() { (void)cudaFree(data_); }
-    DeviceArray(const DeviceArray&) = delete;
-    DeviceArray& operator=(const DeviceArray&) = delete;
-
-    T* data() const { return data_; }
-    void fill_bytes(int value) {
-        if (count_ > 0) OVS_CUDA(cudaMemset(data_, value, count_ * sizeof(T)));
-    }
-    std::vector<T> to_host() const {
-        std::vector<T> values(count_);
-        if (count_ > 0) OVS_CUDA(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-        return values;
-    }
-
-private:
-    T* data_ = nullptr;
-    std::size_t count_;
-};
-
-class Stream {
-public:
-    explicit Stream(bool own) {
-        if (own) OVS_CUDA(cudaStreamCreate(&stream_));
-    }
-    ~Stream() {
-        if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
-    }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    cudaStream_t get() const { return stream_; }
-
-private:
-    cudaStream_t stream_ = nullptr;
-};
-
-constexpr int kUntouched = 0xff;  // bytes of an output before the call: NaN, -1, label 255
 
 struct Result {
     std::vector<float> scores;          // [B, G, H, W] or empty
@@ -292,15 +225,6 @@ std::string check(const Case& c) {
 
 // The cases
 
-void expect_refusal(const std::string& name, const std::function<void()>& call) {
-    try {
-        call();
-    } catch (const ovs::InvalidArgument&) {
-        return;
-    }
-    throw Failure{name + " was accepted"};
-}
-
 // Sizes that would lead out of the buffers are refused, and a zero extent touches nothing.
 std::string check_limits() {
     Case c;
@@ -463,43 +387,17 @@ void add_values(Cases& cases) {
     });
 }
 
-bool report_case(const std::string& name, const std::function<std::string()>& run) {
-    std::string problem;
-    try {
-        std::printf("ok      %s: %s\n", name.c_str(), run().c_str());
-        return true;
-    } catch (const Failure& failure) {
-        problem = failure.what;
-    } catch (const std::exception& error) {
-        problem = error.what();
-    }
-    std::printf("FAILED  %s: %s\n", name.c_str(), problem.c_str());
-    return false;
-}
-
 }  // namespace
 
-int run_all(bool small) {
-    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what came before a sanitizer's abort is not lost
-    Cases cases;
-    add_sizes(cases);
-    add_outputs(cases);
-    add_values(cases);
-    int failures = 0;
-    for (const Case& c : cases.list()) {
-        if (c.quick || !small) failures += !report_case(c.name, [&c] { return check(c); });
-    }
-    failures += !report_case("limits", check_limits);
-    return failures == 0 ? 0 : 1;
+void run_all(Runner& run) {
+    Cases list;
+    add_sizes(list);
+    add_outputs(list);
+    add_values(list);
+    for (const Case& c : list.list()) run(c.name, c.quick, [&c] { return check(c); });
+    run("limits", true, check_limits);
 }
 
 }  // namespace pixels_cases
 
-int main(int argc, char** argv) {
-    const bool small = argc == 2 && std::strcmp(argv[1], "--small") == 0;
-    if (argc > 1 && !small) {
-        std::fprintf(stderr, "usage: pixels_cases [--small]\n");
-        return 2;
-    }
-    return pixels_cases::run_all(small);
-}
+int main(int argc, char** argv) { return cases::run_program("pixels_cases", argc, argv, pixels_cases::run_all); }

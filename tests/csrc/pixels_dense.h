@@ -14,10 +14,13 @@
 #include <string>
 #include <vector>
 
+#include "cases.h"
+#include "dense.h"
 #include "pixels/pixels.h"
 
 namespace pixels_cases {
 
+using namespace cases;
 using ovs::PixelsParams;
 using ovs::SolveMode;
 
@@ -58,19 +61,6 @@ struct Inputs {
     void copy_class(int64_t from, int64_t to) {
         std::copy_n(scores.begin() + from * pixels, pixels, scores.begin() + to * pixels);
     }
-};
-
-// Uniform in [0, 1): the same numbers with every standard library. A class of its own also because the emulator's
-// engine has a std::mt19937: in a ThreadSanitizer build the linker would give it this file's instrumented copy.
-class Random {
-public:
-    double operator()() {
-        state_ = state_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX
-        return static_cast<double>(state_ >> 32) / 4294967296.0;
-    }
-
-private:
-    uint64_t state_ = 20240901;
 };
 
 // Waves with an edge and a little noise, so that weights of all sizes between 0 and 1 occur; scores between 0 and 1.
@@ -143,8 +133,6 @@ inline std::vector<double> features_of(const Case& c, const Inputs& in, int64_t 
     return z;
 }
 
-using Matrix = std::vector<double>;  // [N, N]
-
 // I - alpha D^-1/2 W D^-1/2
 inline Matrix system_matrix(const Case& c, const std::vector<double>& z) {
     const int64_t n = c.pixels(), radius = c.window / 2;
@@ -173,65 +161,6 @@ inline Matrix system_matrix(const Case& c, const std::vector<double>& z) {
     return w;
 }
 
-inline std::vector<double> multiply(const Matrix& a, const std::vector<double>& v) {
-    const std::size_t n = v.size();
-    std::vector<double> result(n, 0.0);
-    for (std::size_t i = 0; i < n; ++i) {
-        for (std::size_t j = 0; j < n; ++j) result[i] += a[i * n + j] * v[j];
-    }
-    return result;
-}
-
-inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-    return sum;
-}
-
-inline std::vector<double> conjugate_gradients(const Case& c, const Matrix& a, const std::vector<double>& y,
-                                               int32_t* iterations, double* residual) {
-    std::vector<double> x(y.size(), 0.0), r = y, p = y;
-    const double start = dot(y, y);
-    double rho = start;
-    for (*iterations = 0; *iterations < c.max_iter && std::sqrt(rho) > c.tol * std::sqrt(start); ++*iterations) {
-        const std::vector<double> q = multiply(a, p);
-        const double step = rho / dot(p, q), before = rho;
-        for (std::size_t i = 0; i < x.size(); ++i) {
-            x[i] += step * p[i];
-            r[i] -= step * q[i];
-        }
-        rho = dot(r, r);
-        for (std::size_t i = 0; i < x.size(); ++i) p[i] = r[i] + rho / before * p[i];
-    }
-    *residual = start > 0.0 ? std::sqrt(rho / start) : 0.0;
-    return x;
-}
-
-// LU without pivoting: the matrix is symmetric and positive definite.
-inline Matrix factorise(Matrix a, std::size_t n) {
-    for (std::size_t k = 0; k < n; ++k) {
-        for (std::size_t i = k + 1; i < n; ++i) {
-            const double factor = a[i * n + k] / a[k * n + k];
-            a[i * n + k] = factor;
-            if (factor == 0.0) continue;
-            for (std::size_t j = k + 1; j < n; ++j) a[i * n + j] -= factor * a[k * n + j];
-        }
-    }
-    return a;
-}
-
-inline std::vector<double> solve(const Matrix& lu, std::vector<double> y) {
-    const std::size_t n = y.size();
-    for (std::size_t i = 0; i < n; ++i) {
-        for (std::size_t j = 0; j < i; ++j) y[i] -= lu[i * n + j] * y[j];
-    }
-    for (std::size_t i = n; i-- > 0;) {
-        for (std::size_t j = i + 1; j < n; ++j) y[i] -= lu[i * n + j] * y[j];
-        y[i] /= lu[i * n + i];
-    }
-    return y;
-}
-
 // Chebyshev: |r_m| <= |y| / T_m(1 / alpha) with T_m(x) = cosh(m arccosh x); the steps for a given bound.
 inline double chebyshev_bound(double alpha, int steps) { return 1.0 / std::cosh(steps * std::acosh(1.0 / alpha)); }
 inline int exact_steps(const Case& c) {
@@ -255,7 +184,11 @@ inline Expected expect_dense(const Case& c, const Inputs& in, std::vector<Matrix
             int32_t iterations = 0;
             double residual = finite ? 0.0 : kNaN;
             if (finite && !zero && c.mode == SolveMode::kOfficial) {
-                x = conjugate_gradients(c, a, y, &iterations, &residual);
+                const auto apply = [&a](const std::vector<double>& v) { return multiply(a, v); };
+                const Iterate last = conjugate_gradients(apply, y, c.max_iter, c.tol);
+                x = last.x;
+                iterations = last.iterations;
+                residual = last.residual;
             } else if (finite && !zero) {
                 x = solve(lu, y);
                 iterations = exact_steps(c);

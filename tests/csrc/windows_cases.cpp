@@ -4,44 +4,24 @@
 //
 // One line per case, `ok` or `FAILED`; exit status 1 when one failed. What is expected is worked out here, pixel by
 // pixel and window by window in float64. Layout and workspace have exactly the sizes that were asked for.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <exception>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "common/device.cuh"
-#include "common/error.h"
+#include "cases.h"
 #include "windows/windows.h"
 
 namespace windows_cases {
 namespace {
 
+using namespace cases;
 using ovs::DType;
 using ovs::WindowsGeometry;
 using ovs::WindowsParams;
-
-struct Failure {
-    std::string what;
-};
-
-void require(bool condition, const std::string& what) {
-    if (!condition) throw Failure{what};
-}
-
-std::string text(double value) {
-    char buffer[32];
-    std::snprintf(buffer, sizeof(buffer), "%.3g", value);
-    return buffer;
-}
 
 struct Box {
     int64_t y0, x0, y1, x1;
@@ -82,15 +62,12 @@ std::vector<Box> grid(int64_t height, int64_t width, int64_t window_y, int64_t w
 }
 
 // Boxes of any size and place, and the whole image.
-std::vector<Box> scatter(int64_t height, int64_t width, int count, unsigned seed) {
-    std::mt19937 random(seed);
-    const auto between = [&](int64_t low, int64_t high) {
-        return low + static_cast<int64_t>(random() % static_cast<unsigned>(high - low + 1));
-    };
+std::vector<Box> scatter(int64_t height, int64_t width, int count, uint64_t seed) {
+    Random random(seed);
     std::vector<Box> boxes = {{0, 0, height, width}};
     while (static_cast<int>(boxes.size()) < count) {
-        const int64_t y0 = between(0, height - 1), x0 = between(0, width - 1);
-        boxes.push_back({y0, x0, between(y0 + 1, height), between(x0 + 1, width)});
+        const int64_t y0 = random.between(0, height), x0 = random.between(0, width);
+        boxes.push_back({y0, x0, random.between(y0 + 1, height + 1), random.between(x0 + 1, width + 1)});
     }
     return boxes;
 }
@@ -140,45 +117,6 @@ void for_each_share(const Case& c, const std::function<void(int64_t, int64_t, do
 }
 
 // The GPU
-
-template <class T>
-class DeviceArray {
-public:
-    explicit DeviceArray(std::size_t count) : count_(count) {
-        void* memory = nullptr;
-        OVS_CUDA(cudaMalloc(&memory, count * sizeof(T)));
-        data_ = static_cast<T*>(memory);
-    }
-    explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-        OVS_CUDA(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    ~DeviceArray() { (void)cudaFree(data_); }
-    DeviceArray(const DeviceArray&) = delete;
-    DeviceArray& operator=(const DeviceArray&) = delete;
-
-    T* data() const { return data_; }
-    std::vector<T> to_host() const {
-        std::vector<T> values(count_);
-        OVS_CUDA(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-        return values;
-    }
-
-private:
-    T* data_ = nullptr;
-    std::size_t count_;
-};
-
-class Stream {
-public:
-    Stream() { OVS_CUDA(cudaStreamCreate(&stream_)); }
-    ~Stream() { (void)cudaStreamDestroy(stream_); }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    cudaStream_t get() const { return stream_; }
-
-private:
-    cudaStream_t stream_ = nullptr;
-};
 
 // The boxes of a case as the core takes them, and the layout made of them.
 class Layout {
@@ -246,10 +184,10 @@ double largest_error(const std::vector<T>& got, const std::vector<double>& want,
 
 template <class T>
 std::string check_dtype(const Case& c, double tolerance) {
-    std::mt19937 random(5);
+    Random random(5);
     const auto numbers = [&](int64_t count) {
         std::vector<T> values(static_cast<std::size_t>(count));
-        for (T& value : values) value = static_cast<T>(random() % 2000) / T(1000) - T(1);
+        for (T& value : values) value = static_cast<T>(2.0 * random() - 1.0);
         return values;
     };
     const std::vector<T> scores = numbers(c.num_scores()), v_merged = numbers(c.num_merged());
@@ -303,15 +241,6 @@ std::vector<Case> all_cases() {
     return list;
 }
 
-void expect_refusal(const std::string& name, const std::function<void()>& call) {
-    try {
-        call();
-    } catch (const ovs::InvalidArgument&) {
-        return;
-    }
-    throw Failure{name + " was accepted"};
-}
-
 // Sizes that would lead out of the buffers are refused, and nothing to do touches nothing.
 std::string check_limits() {
     const Case c = {"", 8, 12, 2, {{2, 3, {{0, 0, 8, 8}, {0, 4, 8, 12}}}}, false};
@@ -352,39 +281,13 @@ std::string check_limits() {
     return "refusals";
 }
 
-bool report_case(const std::string& name, const std::function<std::string()>& run) {
-    std::string problem;
-    try {
-        std::printf("ok      %s: %s\n", name.c_str(), run().c_str());
-        return true;
-    } catch (const Failure& failure) {
-        problem = failure.what;
-    } catch (const std::exception& error) {
-        problem = error.what();
-    }
-    std::printf("FAILED  %s: %s\n", name.c_str(), problem.c_str());
-    return false;
-}
-
 }  // namespace
 
-int run_all(bool small) {
-    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what came before a sanitizer's abort is not lost
-    int failures = 0;
-    for (const Case& c : all_cases()) {
-        if (c.quick || !small) failures += !report_case(c.name, [&c] { return check(c); });
-    }
-    failures += !report_case("limits", check_limits);
-    return failures == 0 ? 0 : 1;
+void run_all(Runner& run) {
+    for (const Case& c : all_cases()) run(c.name, c.quick, [&c] { return check(c); });
+    run("limits", true, check_limits);
 }
 
 }  // namespace windows_cases
 
-int main(int argc, char** argv) {
-    const bool small = argc == 2 && std::strcmp(argv[1], "--small") == 0;
-    if (argc > 1 && !small) {
-        std::fprintf(stderr, "usage: windows_cases [--small]\n");
-        return 2;
-    }
-    return windows_cases::run_all(small);
-}
+int main(int argc, char** argv) { return cases::run_program("windows_cases", argc, argv, windows_cases::run_all); }
