@@ -8,7 +8,7 @@
 //
 // Memory: a tile's 2R+1 rows of state and its weights fit in L1, a strip's in L2; the weights stream past once per
 // sweep. The weights of one tile lie in as many cache lines as there are offsets, too far apart for the processor's own
-// prefetcher, so the next row's are asked for while this row is computed.
+// prefetcher, so the next row's are asked for while this row is computed, and so are the state's new pixels.
 #pragma once
 #include "common/simd.h"
 #include "pixels/pixels_cpu.h"
@@ -168,7 +168,16 @@ OVS_INLINE void for_each_tile(const PixelsGrid& g, const PixelsBuffers<T>& b, co
     const int lines = static_cast<int>(ceil_div(ceil_div(next_bytes, kLine), shares));
     const char* next = reinterpret_cast<const char*>(w.rows[0] - g.radius) + next_bytes +
                        plane.begin / kPlaneClasses * tiles * lines * g.radius * kLine;
+    // State that the next row reads for the first time, and what it writes or else reads. One request a pixel: a branch
+    // that leaves some out costs more than it saves.
+    const T* state_below = row + (g.radius + 1) * row_step + g.radius * classes;
+    const T* result_below = plane.first + ((y + 1) * g.pitch + strip * g.strip_pixels + g.radius) * classes;
     const auto tile_at = [&](auto tile, int64_t x, int c) {
+        OVS_UNROLL
+        for (int i = 0; i < decltype(tile)::kPixels; ++i) {
+            __builtin_prefetch(result_below + (x + i) * classes + c, 1, kIntoL2);
+            __builtin_prefetch(state_below + (x + i) * classes + c, 0, kIntoL2);
+        }
         const Ahead ahead{next + x / kTilePixels * lines * g.radius * kLine,
                           c == 0 ? lines * (decltype(tile)::kPixels / kTilePixels) : 0};
         gather_tile<kRadius, kStride>(tile, w, x, row + x * classes + c, row_step, classes, g.radius, ahead);
