@@ -66,10 +66,11 @@ needs_module = pytest.mark.skipif(not _native.isa_levels(), reason="the compiled
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """One run of the quick cases: the process and its document."""
+    """One run of the quick case of one family: the process and its document."""
     folder = tmp_path_factory.mktemp("benchmarks")
     level = _native.isa_levels()[0]
     arguments = ["--cases", "quick", "--device", "cpu", "--threads", "1", "--rounds", "2", "--json", "quick.json"]
+    arguments += ["--family", "pixels"]
     arguments += ["--isa", level] if level in ("v2", "v3", "v4") else []
     done = run_program(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -145,6 +146,22 @@ def test_the_table_shows_what_the_document_says(quick_run):
         assert f"{entry['ratio']:.2f}x" in line
         assert "100.0000%" in line or entry["check"]["equal_labels"] < 1
     assert done.stdout.endswith("wrote quick.json\n")
+
+
+@needs_module
+@pytest.mark.parametrize("family", ["graph", "propagate", "windows"])
+def test_every_family_agrees_with_its_peers(family, tmp_path):
+    arguments = ["--cases", "quick", "--family", family, "--threads", "1", "--rounds", "1", "--json", "quick.json"]
+    done = run_program(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "quick.json").read_text())["cases"]
+    assert records
+    for record in records:
+        entries = {entry["name"]: entry for entry in record["implementations"]}
+        assert entries["ovs_kernels"]["status"] == "ok"
+        assert sum(entry["status"] == "ok" for entry in entries.values()) >= 2, record["name"]
+        for entry in entries.values():
+            assert entry["status"] == "ok" or entry["status"].startswith("left out: "), entry
 
 
 # Bad options
