@@ -388,7 +388,9 @@ void add_parameters(Cases& cases) {
 
 void add_ties(Cases& cases) {
     cases.add("all rows alike", [](Case& c) { c.change = repeat_rows(5, 1), c.quick = true; });
-    cases.add("600 rows alike, the last neighbour past 256",
+    // Nodes past 256 are a second turn of every loop over columns.
+    cases.add("261 rows alike", [](Case& c) { size(c, 261, 1, 259), c.change = repeat_rows(1, 1), c.quick = true; });
+    cases.add("600 rows alike, in blocks",
               [](Case& c) { size(c, 600, 1, 400), c.change = repeat_rows(1, 1), c.panel = 350; });
     cases.add("4 kinds of rows", [](Case& c) { c.change = repeat_rows(5, 4); });
     cases.add("11 kinds of rows, k 20", [](Case& c) { size(c, 120, 5, 20), c.change = repeat_rows(5, 11); });
