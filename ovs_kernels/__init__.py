@@ -7,6 +7,7 @@ Functions take torch tensors (CPU or CUDA), numpy arrays or cupy arrays and retu
 from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
+from .adaptive import adaptive_conv
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
@@ -21,6 +22,7 @@ __all__ = [
     "Graph",
     "PropagationInfo",
     "__version__",
+    "adaptive_conv",
     "knn_graph",
     "lp_graph",
     "lp_patches",
