@@ -29,57 +29,14 @@ KnnGraphParams read_params(Fields& f) {
     return p;
 }
 
-void run_cpu(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const KnnGraphParams p = read_params(f);
-    const auto dtype = f.enumeration<DType>("dtype");
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int threads = f.value<int>("num_threads");
-    const auto isa = f.enumeration<CpuIsa>("isa");
-    f.done();
-    const py::gil_scoped_release release;
-    knn_graph_cpu(p, dtype, workspace, bytes, threads, isa);
-}
-
-std::size_t cpu_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const KnnGraphParams p = read_params(f);
-    const auto dtype = f.enumeration<DType>("dtype");
-    const int threads = f.value<int>("num_threads");
-    f.done();
-    return knn_graph_cpu_workspace_bytes(p, dtype, threads);
-}
-
-#ifdef OVS_WITH_CUDA
-void run_cuda(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const KnnGraphParams p = read_params(f);
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int device = f.value<int>("device");
-    void* const stream = f.pointer<void>("stream");
-    f.done();
-    const py::gil_scoped_release release;
-    knn_graph_cuda(p, workspace, bytes, device, stream);
-}
-
-std::size_t cuda_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const KnnGraphParams p = read_params(f);
-    f.done();
-    return knn_graph_cuda_workspace_bytes(p);
-}
-#endif
-
 }  // namespace
 
 void bind_graph(py::module_& m) {
-    m.def("knn_graph_cpu", &run_cpu);
-    m.def("knn_graph_cpu_workspace_bytes", &cpu_workspace_bytes);
+    bind(m, "knn_graph_cpu", &read_params, &knn_graph_cpu);
+    bind(m, "knn_graph_cpu_workspace_bytes", &read_params, &knn_graph_cpu_workspace_bytes);
 #ifdef OVS_WITH_CUDA
-    m.def("knn_graph_cuda", &run_cuda);
-    m.def("knn_graph_cuda_workspace_bytes", &cuda_workspace_bytes);
+    bind(m, "knn_graph_cuda", &read_params, &knn_graph_cuda);
+    bind(m, "knn_graph_cuda_workspace_bytes", &read_params, &knn_graph_cuda_workspace_bytes);
 #endif
 }
 

@@ -32,56 +32,14 @@ PixelsParams read_params(Fields& f) {
     return p;
 }
 
-void run_cpu(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const PixelsParams p = read_params(f);
-    const auto dtype = f.enumeration<DType>("dtype");
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int threads = f.value<int>("num_threads");
-    const auto isa = f.enumeration<CpuIsa>("isa");
-    f.done();
-    const py::gil_scoped_release release;
-    lp_pixels_cpu(p, dtype, workspace, bytes, threads, isa);
-}
-
-std::size_t cpu_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const PixelsParams p = read_params(f);
-    const auto dtype = f.enumeration<DType>("dtype");
-    f.done();
-    return lp_pixels_cpu_workspace_bytes(p, dtype);
-}
-
-#ifdef OVS_WITH_CUDA
-void run_cuda(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const PixelsParams p = read_params(f);
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int device = f.value<int>("device");
-    void* const stream = f.pointer<void>("stream");
-    f.done();
-    const py::gil_scoped_release release;
-    lp_pixels_cuda(p, workspace, bytes, device, stream);
-}
-
-std::size_t cuda_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const PixelsParams p = read_params(f);
-    f.done();
-    return lp_pixels_cuda_workspace_bytes(p);
-}
-#endif
-
 }  // namespace
 
 void bind_pixels(py::module_& m) {
-    m.def("lp_pixels_cpu", &run_cpu);
-    m.def("lp_pixels_cpu_workspace_bytes", &cpu_workspace_bytes);
+    bind(m, "lp_pixels_cpu", &read_params, &lp_pixels_cpu);
+    bind(m, "lp_pixels_cpu_workspace_bytes", &read_params, &lp_pixels_cpu_workspace_bytes);
 #ifdef OVS_WITH_CUDA
-    m.def("lp_pixels_cuda", &run_cuda);
-    m.def("lp_pixels_cuda_workspace_bytes", &cuda_workspace_bytes);
+    bind(m, "lp_pixels_cuda", &read_params, &lp_pixels_cuda);
+    bind(m, "lp_pixels_cuda_workspace_bytes", &read_params, &lp_pixels_cuda_workspace_bytes);
 #endif
 }
 

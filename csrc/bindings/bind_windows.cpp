@@ -34,9 +34,10 @@ void make_layout(const py::kwargs& kwargs) {
     merge_windows_layout(g, dtype, layout, bytes);
 }
 
-WindowsParams read_params(Fields& f, bool backward) {
+template <bool kBackward>
+WindowsParams read_params(Fields& f) {
     WindowsParams p;
-    p.backward = backward;
+    p.backward = kBackward;
     p.scores = f.pointer<void>("scores");
     p.merged = f.pointer<void>("merged");
     p.layout = f.pointer<const void>("layout");
@@ -45,69 +46,20 @@ WindowsParams read_params(Fields& f, bool backward) {
     return p;
 }
 
-template <bool kBackward>
-void run_cpu(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const WindowsParams p = read_params(f, kBackward);
-    const auto dtype = f.enumeration<DType>("dtype");
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int threads = f.value<int>("num_threads");
-    const auto isa = f.enumeration<CpuIsa>("isa");
-    f.done();
-    const py::gil_scoped_release release;
-    merge_windows_cpu(p, dtype, workspace, bytes, threads, isa);
-}
-
-template <bool kBackward>
-std::size_t cpu_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const WindowsParams p = read_params(f, kBackward);
-    const auto dtype = f.enumeration<DType>("dtype");
-    const int threads = f.value<int>("num_threads");
-    f.done();
-    return merge_windows_cpu_workspace_bytes(p, dtype, threads);
-}
-
-#ifdef OVS_WITH_CUDA
-template <bool kBackward>
-void run_cuda(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const WindowsParams p = read_params(f, kBackward);
-    const auto dtype = f.enumeration<DType>("dtype");
-    void* const workspace = f.pointer<void>("workspace");
-    const auto bytes = f.value<std::size_t>("workspace_bytes");
-    const int device = f.value<int>("device");
-    void* const stream = f.pointer<void>("stream");
-    f.done();
-    const py::gil_scoped_release release;
-    merge_windows_cuda(p, dtype, workspace, bytes, device, stream);
-}
-
-template <bool kBackward>
-std::size_t cuda_workspace_bytes(const py::kwargs& kwargs) {
-    Fields f(kwargs);
-    const WindowsParams p = read_params(f, kBackward);
-    const auto dtype = f.enumeration<DType>("dtype");
-    f.done();
-    return merge_windows_cuda_workspace_bytes(p, dtype);
-}
-#endif
-
 }  // namespace
 
 void bind_windows(py::module_& m) {
     m.def("merge_windows_layout", &make_layout);
     m.def("merge_windows_layout_bytes", &layout_bytes);
-    m.def("merge_windows_cpu", &run_cpu<false>);
-    m.def("merge_windows_cpu_workspace_bytes", &cpu_workspace_bytes<false>);
-    m.def("merge_windows_backward_cpu", &run_cpu<true>);
-    m.def("merge_windows_backward_cpu_workspace_bytes", &cpu_workspace_bytes<true>);
+    bind(m, "merge_windows_cpu", &read_params<false>, &merge_windows_cpu);
+    bind(m, "merge_windows_cpu_workspace_bytes", &read_params<false>, &merge_windows_cpu_workspace_bytes);
+    bind(m, "merge_windows_backward_cpu", &read_params<true>, &merge_windows_cpu);
+    bind(m, "merge_windows_backward_cpu_workspace_bytes", &read_params<true>, &merge_windows_cpu_workspace_bytes);
 #ifdef OVS_WITH_CUDA
-    m.def("merge_windows_cuda", &run_cuda<false>);
-    m.def("merge_windows_cuda_workspace_bytes", &cuda_workspace_bytes<false>);
-    m.def("merge_windows_backward_cuda", &run_cuda<true>);
-    m.def("merge_windows_backward_cuda_workspace_bytes", &cuda_workspace_bytes<true>);
+    bind(m, "merge_windows_cuda", &read_params<false>, &merge_windows_cuda);
+    bind(m, "merge_windows_cuda_workspace_bytes", &read_params<false>, &merge_windows_cuda_workspace_bytes);
+    bind(m, "merge_windows_backward_cuda", &read_params<true>, &merge_windows_cuda);
+    bind(m, "merge_windows_backward_cuda_workspace_bytes", &read_params<true>, &merge_windows_cuda_workspace_bytes);
 #endif
 }
 
