@@ -11,6 +11,7 @@ from .adaptive import adaptive_conv
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .templates import TemplateScores, fuse_experts, template_entropy
 from .windows import merge_windows, window_boxes
 
 try:
@@ -21,13 +22,16 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
 __all__ = [
     "Graph",
     "PropagationInfo",
+    "TemplateScores",
     "__version__",
     "adaptive_conv",
+    "fuse_experts",
     "knn_graph",
     "lp_graph",
     "lp_patches",
     "lp_pixels",
     "merge_windows",
     "reference",
+    "template_entropy",
     "window_boxes",
 ]

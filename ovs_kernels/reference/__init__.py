@@ -4,16 +4,19 @@ from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_co
 from .graph import knn_graph
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
+from .templates import fuse_experts, template_entropy
 from .windows import merge_windows, merge_windows_backward
 
 __all__ = [
     "adaptive_conv",
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
+    "fuse_experts",
     "knn_graph",
     "lp_graph",
     "lp_pixels",
     "merge_windows",
     "merge_windows_backward",
     "pixel_features",
+    "template_entropy",
 ]
