@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     INTEGERS,
@@ -24,6 +25,7 @@ from .._checks import (
 )
 from ..reference import templates as reference
 from . import register
+from .templates_tables import STRIP, Tables, tables
 from .windows import MAX_EXTENT, _first_uncovered
 
 ENTROPY = "template_entropy"
@@ -33,6 +35,8 @@ STRATEGIES = {"highest": 0, "default_on_conflict": 1, "average_conflicting": 2, 
 # Most places of a call: their sums, in units of 2^-32, stay below 2^63.
 MAX_PLACES, MAX_MANO_PLACES = 2**26, 2**22
 MAX_CLASSES = 2**15 - 1  # the core keeps classes in 16 bits
+# Bytes of a tile of logits: some templates, as many as stay in a cache between the product and what follows.
+CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +237,114 @@ def plan_fuse(
     )
 
 
-def _default_box(p: EntropyPlan, boxes: Tensor | None) -> Tensor | None:
-    return torch.tensor(p.boxes) if boxes is None and p.boxes is not None else boxes
+def _use_reference(p: EntropyPlan | FusePlan, on_cuda: bool) -> bool:
+    if on_cuda:
+        return p.compute_dtype == torch.float64 or _native.reference_forced()
+    return _native.cpu_module() is None
+
+
+def _runner(operator: str, on_cuda: bool, device: torch.device, dtype: torch.dtype):
+    """A function that calls the compiled module with these fields, and keeps its scratch memory between calls."""
+    native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
+    sizing, where = {}, {"device": device.index or 0, "stream": _native.current_stream(device)}
+    if not on_cuda:
+        threads = {"num_threads": torch.get_num_threads()}
+        sizing = {"dtype": _native.DTYPES[dtype], **threads}
+        where = {**sizing, "isa": _native.ISA_NUMBERS[_native.isa()]}
+    suffix = "cuda" if on_cuda else "cpu"
+    call = getattr(native, f"{operator}_{suffix}")
+    count_bytes = getattr(native, f"{operator}_{suffix}_workspace_bytes")
+    kept: list[Tensor] = []
+
+    def run(**fields) -> None:
+        num_bytes = count_bytes(**fields, **sizing)
+        if not kept or kept[0].nbytes < num_bytes:
+            kept[:] = [_native.allocate((num_bytes,), torch.uint8, device)]
+        call(workspace=kept[0].data_ptr(), workspace_bytes=kept[0].nbytes, **where, **fields)
+
+    return run
+
+
+def _unit_rows(rows: Tensor, assume_normalized: bool) -> tuple[Tensor, Tensor]:
+    """Rows of unit length, zeros where one is zero or not finite, and where that is so (uint8)."""
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    unknown = ~((norms > 0) & (norms < torch.inf))
+    unit = rows if assume_normalized else rows / norms
+    return unit.masked_fill(unknown, 0.0), unknown.squeeze(-1).to(torch.uint8)
+
+
+def _mask_pointer(unknown: Tensor, on_cuda: bool) -> int:
+    """The mask for the core; none where nothing is marked, as far as that is known without waiting for a device."""
+    return unknown.data_ptr() if on_cuda or bool(unknown.any()) else 0
+
+
+def _pixel_fields(p: EntropyPlan, t: Tables, grid: tuple[int, int]) -> dict[str, int]:
+    names = ("window_order", "row_first", "row_source", "row_weight", "strip_first", "strip_source", "strip_weight")
+    return {name: getattr(t, name).data_ptr() for name in names} | {
+        "out_height": p.out_size[0],
+        "out_width": p.out_size[1],
+        "grid_height": grid[0],
+        "grid_width": grid[1],
+        "window_rows": t.window_rows,
+        "window_columns": t.window_columns,
+    }
+
+
+def _unknown_pixels(p: EntropyPlan, t: Tables, grid: tuple[int, int], unknown: Tensor) -> Tensor:
+    """[Ho, Wo] uint8: pixels that are made from a patch without features, weight 0 included."""
+    windows = unknown.float().reshape(-1, *grid)[t.window_order.long()]  # [rows, columns, h, w] of windows
+    sources = windows.transpose(1, 2).reshape(t.window_rows * grid[0], t.window_columns * grid[1])
+    return (t.uses_row @ sources @ t.uses_column.t() > 0).to(torch.uint8)
+
+
+NO_PIXELS = dict.fromkeys(
+    (
+        *("out_height", "out_width", "grid_height", "grid_width", "window_rows", "window_columns", "window_order"),
+        *("row_first", "row_source", "row_weight", "strip_first", "strip_source", "strip_weight"),
+    ),
+    0,
+)
+
+
+def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normalized, mano, counts, sums, on_cuda):
+    """Products of some templates at a time, each handed to the core while it is in the cache."""
+    device = features.device
+    grid = tuple(features.shape[1:3]) if p.out_size else None
+    unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
+    pixels = NO_PIXELS
+    if p.out_size is not None:
+        t = tables(p.boxes, grid, p.size, p.out_size, p.compute_dtype, device)
+        pixels = _pixel_fields(p, t, grid)
+        if on_cuda or bool(unknown.any()):
+            unknown = _unknown_pixels(p, t, grid, unknown)
+    pitch = math.ceil(p.num_patches / STRIP) * STRIP
+    columns = torch.zeros(p.num_features, pitch, dtype=p.compute_dtype, device=device)
+    columns[:, : p.num_patches] = unit.t()
+    tile = CUDA_TILE if on_cuda else CPU_TILE
+    per_tile = max(1, min(p.num_templates, tile // (p.num_classes * pitch * p.compute_dtype.itemsize)))
+    logits = _native.allocate((per_tile * p.num_classes, pitch), p.compute_dtype, device)
+    run = _runner(ENTROPY, on_cuda, device, p.compute_dtype)
+    for first in range(0, p.num_templates, per_tile):
+        part = texts[first : first + per_tile]
+        rows = part.reshape(-1, p.num_features)
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        length = torch.ones_like(norms) if assume_normalized else norms
+        scale = torch.where((norms > 0) & (norms < torch.inf), 1.0 / (length * temperature), torch.nan)
+        torch.mm(rows, columns, out=logits[: len(rows)])
+        run(
+            logits=logits.data_ptr(),
+            row_scale=scale.data_ptr(),
+            unknown=_mask_pointer(unknown, on_cuda),
+            counts=counts[first:].data_ptr(),
+            sums=sums[0, first:].data_ptr(),
+            sum_stride=p.num_templates * p.num_classes,
+            num_templates=len(part),
+            num_classes=p.num_classes,
+            num_patches=p.num_patches,
+            pitch=pitch,
+            mano=mano,
+            **pixels,
+        )
 
 
 def _entropy(
@@ -242,27 +352,76 @@ def _entropy(
 ):
     p = plan_entropy(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano)
     features, texts = features.to(p.compute_dtype), text_embeddings.to(p.compute_dtype)
+    counts = torch.zeros(p.num_templates, p.num_classes, dtype=torch.int64, device=features.device)
+    sums = counts.new_zeros(p.num_sums, *counts.shape)
     if p.empty:
-        counts = torch.zeros(p.num_templates, p.num_classes, dtype=torch.int64, device=features.device)
-        return counts, counts.new_zeros(p.num_sums, *counts.shape)
-    boxes = _default_box(p, boxes)
-    return reference.template_entropy(
-        features, texts, temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano
-    )
+        return counts, sums
+    if _use_reference(p, on_cuda):
+        boxes = None if p.boxes is None else torch.tensor(p.boxes)
+        arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano)
+        return reference.template_entropy(features, texts, *arguments)
+    _count_templates(p, features, texts.contiguous(), temperature, assume_normalized, mano, counts, sums, on_cuda)
+    return counts, sums
+
+
+def _inverse_counts(p: FusePlan, device: torch.device) -> Tensor:
+    """[H, W]: 1 / the number of windows that cover a pixel."""
+    counts = torch.zeros(p.size, dtype=p.compute_dtype)
+    for y0, x0, y1, x1 in p.boxes:
+        counts[y0:y1, x0:x1] += 1
+    return (1.0 / counts).to(device)
+
+
+def _fuse_windows(p: FusePlan, features, experts, strategy, temperature, assume_normalized, result, found, on_cuda):
+    """One window at a time: its products from torch, the rest from the core."""
+    device = features.device
+    unit, unknown = _unit_rows(features.reshape(p.num_windows, -1, p.num_features), assume_normalized)
+    rows = experts.reshape(-1, p.num_features).t()
+    products = _native.allocate((unit.shape[1], rows.shape[1]), p.compute_dtype, device)
+    run = _runner(FUSE, on_cuda, device, p.compute_dtype)
+    height, width = p.size
+    fields = {"labels": 0, "out": 0, "weights": 0, "class_stride": height * width, "row_stride": width}
+    shares = _inverse_counts(p, device) if p.merged else None
+    for index in range(p.num_windows):
+        torch.mm(unit[index], rows, out=products)
+        window_size = p.size
+        if p.merged:
+            y0, x0, y1, x1 = p.boxes[index]
+            window_size = (y1 - y0, x1 - x0)
+            fields |= {"out": result[0, y0:, x0:].data_ptr(), "weights": shares[y0:, x0:].data_ptr()}
+        else:
+            fields["labels" if p.label_dtype else "out"] = result[index].data_ptr()
+        run(
+            products=products.data_ptr(),
+            unknown=_mask_pointer(unknown[index], on_cuda),
+            winners=found[index].data_ptr() if found.numel() else 0,
+            grid_height=p.grid[0],
+            grid_width=p.grid[1],
+            height=window_size[0],
+            width=window_size[1],
+            num_classes=p.num_classes,
+            scale=1.0 / temperature,
+            strategy=STRATEGIES[strategy],
+            **fields,
+        )
 
 
 def _fuse(features, experts, size, boxes, strategy, temperature, assume_normalized, labels, winners, on_cuda: bool):
     p = plan_fuse(features, experts, size, boxes, strategy, temperature, assume_normalized, labels, winners)
-    dtype = p.label_dtype or p.dtype
+    device, dtype = features.device, p.label_dtype or p.dtype
+    found = torch.empty((p.num_windows, *p.size) if winners else (0,), dtype=torch.int32, device=device)
     if p.num_windows == 0:
-        none = torch.empty(0, dtype=torch.int32, device=features.device)
-        empty = torch.empty(p.shape, dtype=dtype, device=features.device)
-        return empty, none.new_empty(0, *p.size) if winners else none
+        return torch.empty(p.shape, dtype=dtype, device=device), found
     features, experts = features.to(p.compute_dtype), experts.to(p.compute_dtype)
-    result, found = reference.fuse_experts(
-        features, experts, p.size, boxes, strategy, temperature, assume_normalized, labels
-    )
-    return result.to(dtype), found if winners else found.new_empty(0)
+    if _use_reference(p, on_cuda):
+        arguments = (p.size, boxes, strategy, temperature, assume_normalized, labels)
+        result, everyone = reference.fuse_experts(features, experts, *arguments)
+        return result.to(dtype), everyone if winners else found
+    result = _native.allocate(p.shape, p.label_dtype or p.compute_dtype, device)
+    if p.merged:
+        result.zero_()
+    _fuse_windows(p, features, experts, strategy, temperature, assume_normalized, result, found, on_cuda)
+    return result.to(dtype), found
 
 
 def _entropy_fake(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano):
