@@ -7,6 +7,7 @@ Functions take torch tensors (CPU or CUDA), numpy arrays or cupy arrays and retu
 from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
+from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
@@ -18,9 +19,11 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
 __all__ = [
+    "AttentionInfo",
     "Graph",
     "PropagationInfo",
     "__version__",
+    "attention_mean",
     "knn_graph",
     "lp_graph",
     "lp_patches",

@@ -1,8 +1,17 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
+from .attention import attention_mean
 from .graph import knn_graph
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .windows import merge_windows, merge_windows_backward
 
-__all__ = ["knn_graph", "lp_graph", "lp_pixels", "merge_windows", "merge_windows_backward", "pixel_features"]
+__all__ = [
+    "attention_mean",
+    "knn_graph",
+    "lp_graph",
+    "lp_pixels",
+    "merge_windows",
+    "merge_windows_backward",
+    "pixel_features",
+]
