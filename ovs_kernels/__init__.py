@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .adaptive import adaptive_conv
+from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
@@ -19,10 +20,12 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
 __all__ = [
+    "AttentionInfo",
     "Graph",
     "PropagationInfo",
     "__version__",
     "adaptive_conv",
+    "attention_mean",
     "knn_graph",
     "lp_graph",
     "lp_patches",

@@ -1,6 +1,7 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
+from .attention import attention_mean
 from .graph import knn_graph
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
@@ -10,6 +11,7 @@ __all__ = [
     "adaptive_conv",
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
+    "attention_mean",
     "knn_graph",
     "lp_graph",
     "lp_pixels",
