@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .graph import Graph, knn_graph
+from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
 from .windows import merge_windows, window_boxes
@@ -19,12 +20,16 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
 
 __all__ = [
     "Graph",
+    "MarkovInfo",
     "PropagationInfo",
+    "ScalingInfo",
     "__version__",
+    "doubly_stochastic",
     "knn_graph",
     "lp_graph",
     "lp_patches",
     "lp_pixels",
+    "markov_velocity",
     "merge_windows",
     "reference",
     "window_boxes",

@@ -1,8 +1,18 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .graph import knn_graph
+from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .windows import merge_windows, merge_windows_backward
 
-__all__ = ["knn_graph", "lp_graph", "lp_pixels", "merge_windows", "merge_windows_backward", "pixel_features"]
+__all__ = [
+    "doubly_stochastic",
+    "knn_graph",
+    "lp_graph",
+    "lp_pixels",
+    "markov_velocity",
+    "merge_windows",
+    "merge_windows_backward",
+    "pixel_features",
+]
