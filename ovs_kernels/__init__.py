@@ -10,6 +10,7 @@ from . import reference
 from .adaptive import adaptive_conv
 from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
+from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
 from .windows import merge_windows, window_boxes
@@ -22,14 +23,18 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
 __all__ = [
     "AttentionInfo",
     "Graph",
+    "MarkovInfo",
     "PropagationInfo",
+    "ScalingInfo",
     "__version__",
     "adaptive_conv",
     "attention_mean",
+    "doubly_stochastic",
     "knn_graph",
     "lp_graph",
     "lp_patches",
     "lp_pixels",
+    "markov_velocity",
     "merge_windows",
     "reference",
     "window_boxes",

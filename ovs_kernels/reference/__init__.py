@@ -3,6 +3,7 @@
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
 from .attention import attention_mean
 from .graph import knn_graph
+from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .windows import merge_windows, merge_windows_backward
@@ -12,9 +13,11 @@ __all__ = [
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
     "attention_mean",
+    "doubly_stochastic",
     "knn_graph",
     "lp_graph",
     "lp_pixels",
+    "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
     "pixel_features",
