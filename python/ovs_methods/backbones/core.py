@@ -57,6 +57,10 @@ class Backbone(abc.ABC):
 class AttentiveBackbone(Backbone):
     """A backbone whose self-attention can be read."""
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest size whose sides are multiples of the patch: the patches cover the whole photo and no rim."""
+        return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
+
     @abc.abstractmethod
     def prepare_attention(self, layer: int | None = None) -> int:
         """Makes ready for `dense_with_attention`.

@@ -188,10 +188,6 @@ class DinoV2(AttentiveBackbone):
         _store(cached, serialized)
         return opened
 
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest size whose sides are multiples of the patch."""
-        return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
-
     def dense(self, images: Tensor) -> Tensor:
         """Features, [B, h, w, 384]; see `Backbone.dense`.
 
