@@ -22,6 +22,11 @@ _MATRIX, _GRID = ("attention", "matrix"), "grid"
 _READ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError)
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a name is the path of a matrix; it belongs to one photo."""
+    return name.lower().endswith(SUFFIXES)
+
+
 class MatrixAttention(AttentionSource):
     """The same attention for every call: it belongs to one photo.
 

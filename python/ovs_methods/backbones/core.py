@@ -117,19 +117,22 @@ def resized_positions(table: Tensor, prefix: int, grid: tuple[int, int], stored:
     return torch.cat([table[:prefix], patches])
 
 
-def mean_attention(queries: Tensor, keys: Tensor, prefix: int) -> Tensor:
-    """A block's self-attention among patches, averaged over its heads.
+def mean_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
+    """A block's self-attention, averaged over its heads.
 
     Args:
-        queries: [heads, prefix + N, d].
+        queries: [heads, N, d].
         keys: as the queries.
-        prefix: tokens before the patches; they take part in the softmax and are dropped afterwards.
+        scale: of their products; None is 1 / sqrt(d).
 
     Returns:
         [N, N], rows sum to 1.
     """
-    maps = torch.softmax(queries @ keys.transpose(1, 2) * queries.shape[-1] ** -0.5, -1)
-    return of_patches(maps.mean(0), prefix)
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    total = queries.new_zeros(queries.shape[1], keys.shape[1])
+    for q, k in zip(queries, keys, strict=True):
+        total += torch.softmax(q @ k.T * scale, -1)
+    return total / len(queries)
 
 
 def check_block(layer: int | None, blocks: int) -> int:
