@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -298,9 +299,16 @@ def test_downloads_that_fail_say_what_to_fetch(diffusers, name):
 
 @pytest.mark.parametrize("package", ["diffusers", "transformers"])
 def test_packages_that_are_missing_are_named(monkeypatch, saved, package):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=rf"needs the package {package}, .*ovs-kernels\[methods\]"):
         load_attention("sd2", str(saved))
+
+
+def test_torchvision_is_not_needed(monkeypatch, diffusers):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert import_models("diffusers", "this test") is diffusers
+    with pytest.raises(MissingDependency, match="torchvision"):
+        import_models("timm", "this test")
 
 
 def test_nothing_is_printed(saved, capfd):

@@ -20,15 +20,18 @@ from ..errors import UserError, require
 
 Model = TypeVar("Model")
 _PATIENCE = 8.0  # seconds after which a user is told what takes so long
+_NEED_TORCHVISION = ("open_clip", "timm")
 _CHATTY = (None, "timm", "huggingface_hub", "open_clip", "diffusers", "transformers")  # loggers
 _log = logging.getLogger("ovs_methods")
 
 
 def import_models(name: str, purpose: str) -> ModuleType:
-    """Imports a package of models; these import torchvision, whose CUDA build fails beside torch for CPU.
+    """Imports a package of models; they import torchvision, whose CUDA build fails beside torch for CPU.
+
+    open_clip and timm need torchvision; diffusers and transformers do without, if it is not installed.
 
     Args:
-        name: of the package.
+        name: open_clip, timm, diffusers, transformers or huggingface_hub.
         purpose: what needs it, for the error text.
 
     Returns:
@@ -39,14 +42,19 @@ def import_models(name: str, purpose: str) -> ModuleType:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            require("torchvision", purpose, extra="methods")
-        except RuntimeError as error:  # its compiled half does not load: "operator torchvision::nms does not exist"
-            if "torchvision::" not in str(error):
-                raise
-            _declare_torchvision_operators()
-            importlib.import_module("torchvision")
+        if name in _NEED_TORCHVISION or importlib.util.find_spec("torchvision") is not None:
+            _import_torchvision(purpose)
         return require(name, purpose, extra="methods")
+
+
+def _import_torchvision(purpose: str) -> None:
+    try:
+        require("torchvision", purpose, extra="methods")
+    except RuntimeError as error:  # its compiled half does not load: "operator torchvision::nms does not exist"
+        if "torchvision::" not in str(error):
+            raise
+        _declare_torchvision_operators()
+        importlib.import_module("torchvision")
 
 
 _declared: list[torch.library.Library] = []  # the declarations live as long as these objects
