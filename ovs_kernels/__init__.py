@@ -10,6 +10,7 @@ from . import reference
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .transport import SinkhornInfo, sinkhorn, transport_map
 from .windows import merge_windows, window_boxes
 
 try:
@@ -20,6 +21,7 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
 __all__ = [
     "Graph",
     "PropagationInfo",
+    "SinkhornInfo",
     "__version__",
     "knn_graph",
     "lp_graph",
@@ -27,5 +29,7 @@ __all__ = [
     "lp_pixels",
     "merge_windows",
     "reference",
+    "sinkhorn",
+    "transport_map",
     "window_boxes",
 ]
