@@ -13,6 +13,7 @@ from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .transport import SinkhornInfo, sinkhorn, transport_map
 from .windows import merge_windows, window_boxes
 
 try:
@@ -26,6 +27,7 @@ __all__ = [
     "MarkovInfo",
     "PropagationInfo",
     "ScalingInfo",
+    "SinkhornInfo",
     "__version__",
     "adaptive_conv",
     "attention_mean",
@@ -37,5 +39,7 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "reference",
+    "sinkhorn",
+    "transport_map",
     "window_boxes",
 ]

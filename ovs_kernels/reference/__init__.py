@@ -6,6 +6,7 @@ from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
+from .transport import sinkhorn, transport_map
 from .windows import merge_windows, merge_windows_backward
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "merge_windows",
     "merge_windows_backward",
     "pixel_features",
+    "sinkhorn",
+    "transport_map",
 ]
