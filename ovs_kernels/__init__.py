@@ -10,6 +10,7 @@ from . import reference
 from .graph import Graph, knn_graph
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .upsample import joint_bilateral_upsample
 from .windows import merge_windows, window_boxes
 
 try:
@@ -21,6 +22,7 @@ __all__ = [
     "Graph",
     "PropagationInfo",
     "__version__",
+    "joint_bilateral_upsample",
     "knn_graph",
     "lp_graph",
     "lp_patches",

@@ -97,4 +97,4 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None, public)
 
 
-from . import graph, pixels, propagate, windows  # noqa: E402, F401  (each registers its operators)
+from . import graph, pixels, propagate, upsample, windows  # noqa: E402, F401  (each registers its operators)
