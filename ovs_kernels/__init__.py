@@ -14,6 +14,7 @@ from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
 from .transport import SinkhornInfo, sinkhorn, transport_map
+from .upsample import joint_bilateral_upsample
 from .windows import merge_windows, window_boxes
 
 try:
@@ -32,6 +33,7 @@ __all__ = [
     "adaptive_conv",
     "attention_mean",
     "doubly_stochastic",
+    "joint_bilateral_upsample",
     "knn_graph",
     "lp_graph",
     "lp_patches",

@@ -97,4 +97,4 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None, public)
 
 
-from . import adaptive, attention, graph, markov, pixels, propagate, transport, windows  # noqa: E402, F401  (each registers its operators)
+from . import adaptive, attention, graph, markov, pixels, propagate, transport, upsample, windows  # noqa: E402, F401  (each registers its operators)

@@ -24,4 +24,7 @@ __all__ = [
     "pixel_features",
     "sinkhorn",
     "transport_map",
+from .upsample import joint_bilateral_upsample, joint_bilateral_upsample_backward
+    "joint_bilateral_upsample",
+    "joint_bilateral_upsample_backward",
 ]
