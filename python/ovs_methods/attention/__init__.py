@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..backbones import DEFAULT_MODEL, EMBEDDED, AttentiveBackbone, DinoV2, load_backbone
-from ..backbones.dinov2 import DEFAULT_LAYER
+from ..backbones.dinov2 import NUM_LAYERS
 from ..errors import UserError
 from .backbone import BackboneAttention
 from .core import Attention, AttentionSource
@@ -53,7 +53,7 @@ def load_attention(
         return DiffusionAttention(name, folder, blocks=blocks, image_size=image_size, flag=flag)
     block, name = _block(layer), SHORT_NAMES.get(name, name)
     if backbone is None and name == EMBEDDED:
-        block = DEFAULT_LAYER if block is None else block
+        block = NUM_LAYERS - 1 if block is None else block
         backbone = DinoV2(block, model=weights, attention_layer=block, threads=threads)
     elif backbone is None:
         backbone = load_backbone(name, weights, threads=threads, flag=flag)
