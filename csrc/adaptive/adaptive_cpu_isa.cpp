@@ -43,7 +43,7 @@ public:
     }
 
     void run() {
-        const int64_t strips = ceil_div(width_, kStripColumns);
+        const int64_t strips = ceil_div(width_, sizes_.columns);
         const int64_t wanted = ceil_div(kItemsPerWorker * threads_, strips * p_.batch);
         const int64_t block_rows = round_up(ceil_div(height_, wanted), kTileRows);
         const int64_t blocks = std::max<int64_t>(1, height_ / block_rows);  // the last one takes the rest
@@ -55,7 +55,7 @@ public:
                 if (item >= items) return;
                 const int64_t block = item % blocks, strip = item / blocks % strips, b = item / blocks / strips;
                 const int64_t y0 = block * block_rows, y1 = block + 1 < blocks ? y0 + block_rows : height_;
-                make_block(worker, b, strip * kStripColumns, y0, y1);
+                make_block(worker, b, strip * sizes_.columns, y0, y1);
             }
         });
     }
@@ -63,7 +63,7 @@ public:
 private:
     static constexpr int kLanes = kVectorBytes / sizeof(T);
     using V = Vec<T, kLanes>;
-    static_assert(kStripColumns % kLanes == 0, "a tile has whole vectors");
+    static_assert(kColumns % kLanes == 0 && kLanes <= kMostLanes, "a tile has whole vectors");
 
     // What windows are cut from; the window of the tile at (y, x) begins at (y - up, x - left).
     struct Pixels {
@@ -84,7 +84,7 @@ private:
         Tile tile = {b,
                      y0,
                      x,
-                     std::min(kStripColumns, width_ - x),
+                     std::min<int64_t>(sizes_.columns, width_ - x),
                      scratch_.taps + worker * scratch_.taps_stride,
                      scratch_.window + worker * scratch_.window_stride,
                      scratch_.centre + worker * scratch_.centre_stride};
@@ -154,8 +154,30 @@ private:
         return tile.taps + all - pitch;
     }
 
+    // The pixels under a tile, of some channels: planes and rows of them.
+    struct Window {
+        const T* data;
+        int64_t plane, pitch;
+    };
+
+    // Where they lie in the array, if every vector of them may be read there, else copied. Columns behind the end of a
+    // row are other pixels then: they meet filters of columns that are not stored, or in the input's gradient none.
+    Window window_of(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y - pixels_.up, x = tile.x - pixels_.left, size = pixels_.height * pixels_.width;
+        const int64_t below = y + rows + p_.filter_height - 1,
+                      columns = round_up(tile.columns, kLanes) + p_.filter_width - 1;
+        const int64_t first = (tile.b * p_.num_channels + c) * size + y * pixels_.width + x;
+        const int64_t last = first + (channels - 1) * size + (below - 1 - y) * pixels_.width + columns;
+        const bool inside = y >= 0 && x >= 0 && below <= pixels_.height && x + columns <= pixels_.width;
+        if (transposed_ ? inside : last <= p_.batch * p_.num_channels * size) {
+            return {pixels_.data + first, size, pixels_.width};
+        }
+        copy_windows(tile, c, channels, rows);
+        return {tile.window, sizes_.window_plane, sizes_.window_pitch};
+    }
+
     void copy_windows(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
-        const int64_t size = pixels_.height * pixels_.width, columns = kStripColumns + p_.filter_width - 1;
+        const int64_t size = pixels_.height * pixels_.width, columns = sizes_.columns + p_.filter_width - 1;
         const int64_t first = tile.b * p_.num_channels + c;
         for (int64_t k = 0; k < channels; ++k) {
             const Plane<T> plane = {pixels_.data + (first + k) * size, pixels_.height, pixels_.width,
@@ -168,11 +190,34 @@ private:
         }
     }
 
+    // The filters that the tile below needs and this one does not.
+    Ahead<false> filters_below(const Tile& tile, int64_t rows) const {
+        const int64_t y = tile.y + rows, x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t count = std::min(rows, p_.height - y), columns = std::min(tile.x + sizes_.columns, p_.width) - x;
+        return {filters(tile.b, count > 0 ? y : 0, x), 1, 0, count, p_.width * num_taps_, columns * num_taps_};
+    }
+
+    // The same for the pixels of some channels.
+    Ahead<false> pixels_below(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y - pixels_.up + rows + p_.filter_height - 1,
+                      x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t count = std::min(rows, pixels_.height - y), size = pixels_.height * pixels_.width;
+        const int64_t columns = std::min(tile.x + sizes_.columns + p_.filter_width - 1, pixels_.width) - x;
+        return {pixels_.data + (tile.b * p_.num_channels + c) * size + (count > 0 ? y : 0) * pixels_.width + x,
+                channels,
+                size,
+                count,
+                pixels_.width,
+                columns};
+    }
+
     template <int kRows>
     void make_channels(const Tile& tile) const {
+        Ahead<false> below = filters_below(tile, kRows);
+        const int64_t share = ceil_div(below.left(), ceil_div(p_.num_channels, kChannels));
         for (int64_t c = 0; c < p_.num_channels;) {
-            const int64_t left = p_.num_channels - c;
-            if (left >= kChannels) {
+            below.some(share);
+            if (p_.num_channels - c >= kChannels) {
                 make_group<kRows, kChannels>(tile, c);
                 c += kChannels;
             } else {
@@ -184,21 +229,31 @@ private:
 
     template <int kRows, int kGroup>
     void make_group(const Tile& tile, int64_t c) const {
-        copy_windows(tile, c, kGroup, kRows);
+        const Window window = window_of(tile, c, kGroup, kRows);
         TapStrides strides;
         const T* const taps = tap_strides(tile, strides);
         T* const made = static_cast<T*>(transposed_ ? p_.input : p_.out);
         const int64_t plane = height_ * width_;
         T* const corner = made + (tile.b * p_.num_channels + c) * plane + tile.y * width_ + tile.x;
+        Ahead<true>(corner, kGroup, plane, kRows, width_, tile.columns).some(INT64_MAX);
+        Ahead<false> below = pixels_below(tile, c, kGroup, kRows);
+        const int64_t share = ceil_div(below.left(), ceil_div(tile.columns, kLanes));
         for (int64_t x = 0; x < tile.columns; x += kLanes) {
+            below.some(share);
             TapSums<T, kRows, kGroup> s;
-            s.add(tile.window + x, sizes_.window_plane, sizes_.window_pitch, taps + x, strides, p_.filter_height,
-                  p_.filter_width);
+            s.add(window.data + x, window.plane, window.pitch, taps + x, strides, p_.filter_height, p_.filter_width);
             for_constants<kGroup * kRows>(OVS_BODY(index) {
                 constexpr int k = index / kRows, y = index % kRows;
                 store_first(corner + k * plane + y * width_ + x, s.sums[k][y], tile.columns - x);
             });
         }
+    }
+
+    // The same for the centres of the windows.
+    Ahead<false> centre_below_of(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y + rows, count = std::min(rows, p_.height - y), size = p_.height * p_.width;
+        const T* const first = static_cast<const T*>(p_.out) + (tile.b * p_.num_channels + c) * size;
+        return {first + (count > 0 ? y : 0) * p_.width + tile.x, channels, size, count, p_.width, tile.columns};
     }
 
     template <int kRows>
@@ -211,15 +266,23 @@ private:
             for (int64_t k = c; k < c + channels; ++k) {
                 const Plane<T> plane = {v_out + (first + k) * size, p_.height, p_.width,
                                         (p_.batch * p_.num_channels - first - k) * size};
-                copy_window<false>(plane, tile.y, tile.x, kRows, kStripColumns,
-                                   tile.centre + (k - c) * kTileRows * kStripColumns, kStripColumns);
+                copy_window<false>(plane, tile.y, tile.x, kRows, sizes_.columns,
+                                   tile.centre + (k - c) * kTileRows * sizes_.columns, sizes_.columns);
             }
+            Ahead<false> below = pixels_below(tile, c, channels, kRows);
+            Ahead<false> centre_below = centre_below_of(tile, c, channels, kRows);
+            const int64_t steps = ceil_div(tile.columns, kLanes) * (kRows + p_.filter_height - 1);
+            const int64_t share = ceil_div(below.left(), steps), centre_share = ceil_div(centre_below.left(), steps);
             for (int64_t x = 0; x < tile.columns; x += kLanes) {
                 for (int64_t r = 0; r < kRows + p_.filter_height - 1; ++r) {
+                    below.some(share);
+                    centre_below.some(centre_share);
                     add_tap_row(tile, kRows, r, x, channels, c == 0);
                 }
             }
         }
+        Ahead<true>(filters(tile.b, tile.y, tile.x), 1, 0, kRows, p_.width * num_taps_, tile.columns * num_taps_)
+            .some(INT64_MAX);
         for (int64_t y = 0; y < kRows; ++y) {
             turn<kLanes>(tile.taps + y * num_taps_ * sizes_.taps_pitch, sizes_.taps_pitch,
                          filters(tile.b, tile.y + y, tile.x), num_taps_, num_taps_, tile.columns);
@@ -235,7 +298,7 @@ private:
             const int64_t group = std::min<int64_t>(kTapGroup, p_.filter_width - j);
             for (int64_t y = y0; y < y1; y += kRowGroup) {
                 const T* const row = tile.window + r * sizes_.window_pitch + x + j;
-                const T* const centre = tile.centre + y * kStripColumns + x;
+                const T* const centre = tile.centre + y * sizes_.columns + x;
                 T* const sums = tile.taps + r * strides.per_window_row + y * strides.per_row + j * strides.per_tap + x;
                 add_group<kRowGroup>(std::min<int64_t>(kRowGroup, y1 - y), group, row, centre, channels, sums, strides,
                                      first);
@@ -258,7 +321,7 @@ private:
         if constexpr (kTaps > 1) {
             if (taps < kTaps) return add_taps<kRows, kTaps - 1>(taps, row, centre, channels, sums, strides, first);
         }
-        add_channels<T, kRows, kTaps>(row, sizes_.window_plane, centre, kTileRows * kStripColumns, kStripColumns,
+        add_channels<T, kRows, kTaps>(row, sizes_.window_plane, centre, kTileRows * sizes_.columns, sizes_.columns,
                                       channels, sums, strides.per_row, strides.per_tap, first);
     }
 
