@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("PIL")
 
 from ovs_methods.attention import DiffusionAttention, attention_files, load_attention
-from ovs_methods.attention.diffusion import parse_blocks
+from ovs_methods.attention.diffusion import parse_blocks, self_attention
 from ovs_methods.backbones.weights import import_models
 from ovs_methods.errors import MissingDependency, UserError
 from PIL import Image
@@ -177,6 +177,24 @@ def test_coarser_blocks_are_enlarged_on_both_sides(pipeline, saved):
     assert np.abs(found.matrix.numpy() - expected).max() < 1e-5 * expected.max()
     alone = DiffusionAttention(str(saved), image_size=64, blocks=coarse)(image, (1, 1))
     assert alone.grid == (4, 4)
+
+
+@pytest.mark.parametrize(("heads", "text", "linear"), [((5, 10, 20, 20), 1024, True), (8, 768, False)])
+def test_the_default_blocks_are_those_of_the_published_networks(diffusers, heads, text, linear):
+    """Stable Diffusion 2 and 1.5 as published, without memory for their numbers."""
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=heads,
+            cross_attention_dim=text,
+            use_linear_projection=linear,
+        )
+    for block in parse_blocks("up_0,up_1,up_2,down_0,down_1"):
+        attention = self_attention(unet, block, "sd")
+        assert attention is unet.get_submodule(f"{block}.transformer_blocks.0.attn1")
+        assert attention.to_q.out_features == 320
+        assert attention.heads == (heads if isinstance(heads, int) else heads[0])
+        assert attention.scale == (320 / attention.heads) ** -0.5
 
 
 def test_photos_are_looked_at_as_squares(saved):
