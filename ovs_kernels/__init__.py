@@ -13,6 +13,8 @@ from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .transport import SinkhornInfo, sinkhorn, transport_map
+from .upsample import joint_bilateral_upsample
 from .windows import merge_windows, window_boxes
 
 try:
@@ -26,10 +28,12 @@ __all__ = [
     "MarkovInfo",
     "PropagationInfo",
     "ScalingInfo",
+    "SinkhornInfo",
     "__version__",
     "adaptive_conv",
     "attention_mean",
     "doubly_stochastic",
+    "joint_bilateral_upsample",
     "knn_graph",
     "lp_graph",
     "lp_patches",
@@ -37,5 +41,7 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "reference",
+    "sinkhorn",
+    "transport_map",
     "window_boxes",
 ]

@@ -1,12 +1,13 @@
 """Operator `attention_mean`: plan, CPU and CUDA bridges, fake."""
 
 import dataclasses
-import functools
 import math
+import struct
 
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     dtype_text,
@@ -23,6 +24,8 @@ from ..reference import attention as reference
 from . import register
 
 NAME = "attention_mean"
+MAX_BLOCKS = 40  # the core's kMaxAttentionBlocks
+MAX_KEYS = 2**27  # the core's limit, so that no sum overflows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +83,25 @@ def _check_blocks(queries: list[Tensor], keys: list[Tensor]) -> tuple[int, int]:
         expect_shape(NAME, names[1], k, "heads, N, d", known, source)
     if num_keys == 0:
         wrong_value(NAME, _label("keys", 0, count), "at least one key", "N=0")
+    if num_keys > MAX_KEYS:
+        wrong_value(NAME, _label("keys", 0, count), f"at most {MAX_KEYS} keys", f"N={num_keys}")
     return num_queries, num_keys
 
 
 def _check_weights(weights: list[float] | None, count: int) -> tuple[float, ...]:
     if weights is None:
-        return (1 / count,) * count
+        weights = [1.0] * count
     if len(weights) != count:
         wrong_value(NAME, "weights", f"one number per block, {count}", len(weights))
     numbers = [expect_not_negative(NAME, "weights", weight) for weight in weights]
     total = math.fsum(numbers)
     if not 0 < total < math.inf:
         wrong_value(NAME, "weights", "numbers >= 0 with a finite sum above zero", f"the sum {total:g}")
-    return tuple(number / total for number in numbers)
+    shares = tuple(number / total for number in numbers)
+    used = sum(share > 0 for share in shares)
+    if used > MAX_BLOCKS:
+        wrong_value(NAME, "queries", f"at most {MAX_BLOCKS} blocks of weight above zero", used)
+    return shares
 
 
 def _kept_tokens(keep: list[int] | None, drop_first: int, num_queries: int, num_keys: int) -> tuple[int, ...] | None:
@@ -133,6 +142,78 @@ def plan(queries, keys, weights, scale, keep, drop_first, dtype, info) -> Plan:
     return Plan(num_queries, num_keys, shares, scales, tokens, dtype or compute, compute)
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """What a kernel reads and writes, in the dtype of the computation; features of a token lie side by side."""
+
+    queries: list[Tensor]
+    keys: list[Tensor]
+    table: Tensor  # of the blocks, as the core's AttentionBlock
+    first_key: int
+    mean: Tensor
+    column_sums: Tensor
+    maximum: Tensor
+
+
+def _rows(block: Tensor, p: Plan) -> Tensor:
+    block = block.to(p.compute_dtype)
+    return block if block.stride(2) == 1 else block.contiguous()
+
+
+def _kept_first(p: Plan, queries: list[Tensor], keys: list[Tensor]) -> tuple[list[Tensor], list[Tensor], int]:
+    """Queries of the kept tokens, keys with the dropped ones first, and how many these are."""
+    if p.keep is None:
+        return queries, keys, 0
+    dropped = p.num_keys - len(p.keep)
+    if p.keep == tuple(range(dropped, p.num_keys)):
+        return [block[:, dropped:] for block in queries], keys, dropped
+    kept = set(p.keep)
+    others = [token for token in range(p.num_keys) if token not in kept]
+    order = torch.tensor([*others, *p.keep], dtype=torch.int64).to(keys[0].device)
+    queries = [block.index_select(1, order[dropped:]) for block in queries]
+    return queries, [block.index_select(1, order) for block in keys], dropped
+
+
+def _arrays(p: Plan, queries: list[Tensor], keys: list[Tensor], info: bool) -> Arrays:
+    blocks = [(q, k, w, s) for q, k, w, s in zip(queries, keys, p.weights, p.scales, strict=True) if w > 0]
+    queries, keys, first_key = _kept_first(p, [block[0] for block in blocks], [block[1] for block in blocks])
+    queries, keys = ([_rows(block, p) for block in several] for several in (queries, keys))
+    table = bytearray()
+    for q, k, (_, _, weight, scale) in zip(queries, keys, blocks, strict=True):
+        heads, _, features = q.shape
+        strides = (*q.stride()[:2], *k.stride()[:2])
+        table += struct.pack("=8q2d", q.data_ptr(), k.data_ptr(), *strides, heads, features, scale, weight / heads)
+    sums_shape, maximum_shape = p.info_shapes(info)
+    device = queries[0].device
+    # The kernels write half types from float32 only.
+    mean_dtype = torch.float64 if p.compute_dtype == torch.float64 else p.dtype
+    return Arrays(
+        queries,
+        keys,
+        torch.frombuffer(table, dtype=torch.uint8),
+        first_key,
+        _native.allocate(p.shape, mean_dtype, device),
+        torch.empty(sums_shape, dtype=p.compute_dtype, device=device),
+        torch.empty(maximum_shape, dtype=p.compute_dtype, device=device),
+    )
+
+
+def _arguments(p: Plan, a: Arrays, info: bool) -> dict:
+    """Keyword arguments that the CPU and the CUDA function share; `a` must outlive the call."""
+    return {
+        "blocks": a.table.data_ptr(),
+        "num_blocks": len(a.queries),
+        "num_queries": p.shape[0],
+        "num_keys": p.num_keys,
+        "first_key": a.first_key,
+        "mean": a.mean.data_ptr(),
+        "mean_dtype": _native.DTYPES[a.mean.dtype],
+        "column_sums": a.column_sums.data_ptr() if info else 0,
+        "maximum": a.maximum.data_ptr() if info else 0,
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+
+
 def _by_reference(p: Plan, queries, keys, scale, info) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys = ([block.to(p.compute_dtype) for block in blocks] for blocks in (queries, keys))
     mean = reference.attention_mean(queries, keys, weights=p.weights, scale=scale, keep=p.keep)
@@ -143,9 +224,43 @@ def _by_reference(p: Plan, queries, keys, scale, info) -> tuple[Tensor, Tensor, 
     return mean.to(p.dtype), mean.sum(0), maximum
 
 
-def _run(queries, keys, weights, scale, keep, drop_first, dtype, info, on_cuda: bool):
+def _cpu(queries, keys, weights, scale, keep, drop_first, dtype, info):
     p = plan(queries, keys, weights, scale, keep, drop_first, dtype, info)
-    return _by_reference(p, queries, keys, scale, info)
+    native = _native.cpu_module()
+    if native is None:
+        return _by_reference(p, queries, keys, scale, info)
+    a = _arrays(p, queries, keys, info)
+    common = _arguments(p, a, info)
+    threads = torch.get_num_threads()
+    num_bytes = native.attention_mean_cpu_workspace_bytes(num_threads=threads, **common)
+    workspace = _native.allocate((num_bytes,), torch.uint8, a.mean.device)
+    native.attention_mean_cpu(
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        num_threads=threads,
+        isa=_native.ISA_NUMBERS[_native.isa()],
+        **common,
+    )
+    return a.mean.to(p.dtype), a.column_sums, a.maximum
+
+
+def _cuda(queries, keys, weights, scale, keep, drop_first, dtype, info):
+    p = plan(queries, keys, weights, scale, keep, drop_first, dtype, info)
+    if _native.reference_forced():
+        return _by_reference(p, queries, keys, scale, info)
+    native = _native.cuda_module(NAME)
+    a = _arrays(p, queries, keys, info)
+    common = _arguments(p, a, info)
+    num_bytes = native.attention_mean_cuda_workspace_bytes(**common)
+    workspace = _native.allocate((num_bytes,), torch.uint8, a.mean.device)
+    native.attention_mean_cuda(
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        device=a.mean.device.index or 0,
+        stream=_native.current_stream(a.mean.device),
+        **common,
+    )
+    return a.mean.to(p.dtype), a.column_sums, a.maximum
 
 
 def _fake(queries, keys, weights, scale, keep, drop_first, dtype, info):
@@ -178,8 +293,8 @@ def _samples(device: str) -> list[tuple]:
 register(
     "attention_mean(Tensor[] queries, Tensor[] keys, float[]? weights, float? scale, int[]? keep, int drop_first, "
     "ScalarType? dtype, bool info) -> (Tensor, Tensor, Tensor)",
-    cpu=functools.partial(_run, on_cuda=False),
-    cuda=functools.partial(_run, on_cuda=True),
+    cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     gradient=None,
     samples=_samples,

@@ -6,6 +6,8 @@ from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
+from .transport import sinkhorn, transport_map
+from .upsample import joint_bilateral_upsample, joint_bilateral_upsample_backward
 from .windows import merge_windows, merge_windows_backward
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "adaptive_conv_input_backward",
     "attention_mean",
     "doubly_stochastic",
+    "joint_bilateral_upsample",
+    "joint_bilateral_upsample_backward",
     "knn_graph",
     "lp_graph",
     "lp_pixels",
@@ -21,4 +25,6 @@ __all__ = [
     "merge_windows",
     "merge_windows_backward",
     "pixel_features",
+    "sinkhorn",
+    "transport_map",
 ]

@@ -1,0 +1,255 @@
+// attention_mean on a CPU; compiled once per instruction-set level.
+//
+// A worker takes a tile of queries and computes all heads against it (attention_tile.h), then divides the mean by its
+// row sums and writes it, turned from [keys][queries] to rows. A tile of the mean and one of exponentials stay in the
+// worker's second-level cache or near it; keys stream by.
+#include <cstring>
+#include <limits>
+
+#include "attention/attention_tile.h"
+#include "common/parallel.h"
+
+namespace ovs {
+namespace OVS_ISA {
+namespace {
+
+template <class T>
+class Averager {
+public:
+    Averager(const AttentionParams& p, void* workspace, std::size_t bytes, int threads)
+        : p_(p), threads_(threads), workspace_(workspace, bytes), scratch_(p, threads, workspace_) {}
+
+    template <class Stored>
+    void run() {
+        find_key_norms();
+        int64_t next = 0;
+        parallel_for(threads_, threads_, [&](int64_t worker) {
+            for (;;) {
+                const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+                if (item >= scratch_.items) return;
+                average_item<Stored>(worker, item);
+            }
+        });
+        if (p_.column_sums != nullptr) add_up_items();
+    }
+
+private:
+    using V = typename Tile<T>::V;
+    using Pair = typename Tile<T>::Pair;
+    static constexpr int kLanes = Tile<T>::kLanes, kQueries = Tile<T>::kQueries;
+    static constexpr int64_t kSumKeys = 64;  // added in T before they go into a sum in double
+
+    // fn(block, head of it, number among all heads)
+    template <class Fn>
+    void for_heads(const Fn& fn) const {
+        int64_t number = 0;
+        for (int64_t b = 0; b < p_.num_blocks; ++b) {
+            for (int64_t h = 0; h < p_.blocks[b].heads; ++h) fn(p_.blocks[b], h, number++);
+        }
+    }
+
+    // Largest norm of a key, per head. NaN where a key is not finite: the head is then not a safe one.
+    void find_key_norms() {
+        for_heads([&](const AttentionBlock& b, int64_t h, int64_t number) {
+            const T* const keys = static_cast<const T*>(b.keys) + h * b.key_head_stride;
+            T largest = 0, poison = 0;
+            for (int64_t j = 0; j < p_.num_keys; ++j) {
+                const T square = square_of(keys + j * b.key_stride, b.features);
+                largest = std::max(largest, square);
+                poison += square * T(0);
+            }
+            scratch_.key_norms[number] = __builtin_sqrt(largest) + poison;
+        });
+    }
+
+    static T square_of(const T* p, int64_t count) {
+        V squares = {};
+        int64_t f = 0;
+        for (; f + kLanes <= count; f += kLanes) {
+            const V v = load<V>(p + f);
+            squares += v * v;
+        }
+        T sum = 0;
+        for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+        for (; f < count; ++f) sum += p[f] * p[f];
+        return sum;
+    }
+
+    // Queries first .. first + count of a head as [features][kQueries], times the scale and log2(e); the other lanes
+    // are zero. Returns the largest norm, NaN where a query is not finite.
+    T pack_queries(const AttentionBlock& b, int64_t h, int64_t first, int64_t count, T* packed) const {
+        const T* const from = static_cast<const T*>(b.queries) + h * b.query_head_stride + first * b.query_stride;
+        const T factor = static_cast<T>(b.scale * kLog2E);
+        for (int64_t r = 0; r < kQueries; ++r) {
+            for (int64_t f = 0; f < b.features; ++f) {
+                packed[f * kQueries + r] = r < count ? from[r * b.query_stride + f] * factor : T(0);
+            }
+        }
+        Pair squares = {};
+        for (int64_t f = 0; f < b.features; ++f) {
+            const Pair q = Tile<T>::load_pair(packed + f * kQueries);
+            for (int i = 0; i < 2; ++i) squares.v[i] += q.v[i] * q.v[i];
+        }
+        T largest = 0, poison = 0;
+        for (int64_t r = 0; r < kQueries; ++r) {
+            const T square = squares.v[r / kLanes][r % kLanes];
+            largest = std::max(largest, square);
+            poison += square * T(0);
+        }
+        return __builtin_sqrt(largest) + poison;
+    }
+
+    template <class Stored>
+    void average_item(int64_t worker, int64_t item) {
+        const int64_t end = std::min((item + 1) * kItemQueries, p_.num_queries);
+        T* const exponentials = scratch_.exponentials + worker * scratch_.tile_stride;
+        T* const mean = scratch_.mean + worker * scratch_.tile_stride;
+        T* const queries = scratch_.queries + worker * scratch_.queries_stride;
+        T largest = 0;
+        for (int64_t first = item * kItemQueries; first < end; first += kQueries) {
+            const int64_t count = std::min<int64_t>(kQueries, end - first);
+            const Pair inverse =
+                inverse_row_sums(average_heads(first, count, queries, exponentials, mean), exponentials, mean);
+            T* const sums = p_.column_sums == nullptr ? nullptr : scratch_.column_sums + item * scratch_.columns;
+            if (sums != nullptr && first == item * kItemQueries) std::fill_n(sums, scratch_.columns, T(0));
+            write_rows<Stored>(first, count, mean, inverse, sums, largest);
+        }
+        if (p_.column_sums != nullptr) scratch_.maxima[item] = largest;
+    }
+
+    // The mean of a tile but for its last head, whose factor is returned.
+    Pair average_heads(int64_t first, int64_t count, T* queries, T* exponentials, T* mean) const {
+        std::memset(mean, 0, p_.num_keys * kQueries * sizeof(T));
+        Pair factor = {};
+        for_heads([&](const AttentionBlock& b, int64_t h, int64_t number) {
+            const T norm = pack_queries(b, h, first, count, queries);
+            const HeadKeys<T> head = {static_cast<const T*>(b.keys) + h * b.key_head_stride, b.key_stride, p_.num_keys,
+                                      b.features};
+            Pair total;
+            if (!(norm * scratch_.key_norms[number] <= safe_exponent<T>())) {
+                if (number > 0) add_head(factor, exponentials, mean);
+                total = exponentials_of_any_head<T>(queries, head, exponentials);
+            } else if (number > 0) {
+                total = exponentials_of_safe_head<true, T>(queries, head, factor, exponentials, mean);
+            } else {
+                total = exponentials_of_safe_head<false, T>(queries, head, factor, exponentials, mean);
+            }
+            for (int i = 0; i < 2; ++i) factor.v[i] = static_cast<T>(b.weight) / total.v[i];
+        });
+        return factor;
+    }
+
+    void add_head(const Pair& factor, const T* exponentials, T* mean) const {
+        for (int64_t at = 0; at < p_.num_keys * kQueries; at += kQueries) {
+            const Pair e = Tile<T>::load_pair(exponentials + at);
+            Pair m = Tile<T>::load_pair(mean + at);
+            for (int i = 0; i < 2; ++i) m.v[i] += factor.v[i] * e.v[i];
+            Tile<T>::store_pair(mean + at, m);
+        }
+    }
+
+    // Adds the last head, too.
+    Pair inverse_row_sums(const Pair& factor, const T* exponentials, T* mean) const {
+        add_head(factor, exponentials, mean);
+        double totals[kQueries] = {};
+        for (int64_t begin = p_.first_key; begin < p_.num_keys; begin += kSumKeys) {
+            Pair part = {};
+            for (int64_t j = begin; j < std::min(begin + kSumKeys, p_.num_keys); ++j) {
+                const Pair m = Tile<T>::load_pair(mean + j * kQueries);
+                for (int i = 0; i < 2; ++i) part.v[i] += m.v[i];
+            }
+            for (int r = 0; r < kQueries; ++r) totals[r] += static_cast<double>(part.v[r / kLanes][r % kLanes]);
+        }
+        Pair inverse;
+        for (int r = 0; r < kQueries; ++r) {
+            const bool something = totals[r] >= static_cast<double>(std::numeric_limits<T>::min());
+            inverse.v[r / kLanes][r % kLanes] =
+                something ? static_cast<T>(1.0 / totals[r]) : std::numeric_limits<T>::quiet_NaN();
+        }
+        return inverse;
+    }
+
+    // Rows first .. first + count of the result. `sums` [columns] and `largest` of what is written, NaN with a NaN.
+    template <class Stored>
+    void write_rows(int64_t first, int64_t count, const T* mean, const Pair& inverse, T* sums, T& largest) const {
+        using Element = typename Stored::Element;
+        Element* const out = static_cast<Element*>(p_.mean) + first * scratch_.columns;
+        V most = {};
+        for (int64_t column = 0; column < scratch_.columns; column += kLanes) {
+            const int64_t columns = std::min<int64_t>(kLanes, scratch_.columns - column);
+            V column_sums = {};
+            for (int half = 0; half < 2 && half * kLanes < count; ++half) {
+                V rows[kLanes];
+                const T* const from = mean + (p_.first_key + column) * kQueries + half * kLanes;
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) {
+                    rows[k] = k < columns ? load<V>(from + k * kQueries) * inverse.v[half] : V{};
+                }
+                transpose<T>(rows);
+                const int64_t valid = std::min<int64_t>(kLanes, count - half * kLanes);
+                Element* const to = out + half * kLanes * scratch_.columns + column;
+                for (int64_t r = 0; r < valid; ++r) {
+                    store_some(to + r * scratch_.columns, Stored::convert(rows[r]), columns);
+                    column_sums += rows[r];
+                    most = (rows[r] > most) | (rows[r] != rows[r]) ? rows[r] : most;
+                }
+            }
+            if (sums == nullptr) continue;
+            for (int64_t k = 0; k < columns; ++k) sums[column + k] += column_sums[k];
+        }
+        for (int lane = 0; lane < kLanes; ++lane) keep_largest(most[lane], largest);
+    }
+
+    static void keep_largest(T value, T& largest) {
+        if (value > largest || value != value) largest = value;
+    }
+
+    template <class Element, class Vector>
+    OVS_INLINE static void store_some(Element* to, const Vector& v, int64_t count) {
+        if (count == kLanes) {
+            store(to, v);
+        } else {
+            std::memcpy(to, &v, count * sizeof(Element));
+        }
+    }
+
+    void add_up_items() const {
+        T* const out = static_cast<T*>(p_.column_sums);
+        constexpr int64_t kColumns = 256;
+        parallel_for(ceil_div(scratch_.columns, kColumns), threads_, [&](int64_t part) {
+            double sums[kColumns] = {};
+            const int64_t begin = part * kColumns, count = std::min(kColumns, scratch_.columns - begin);
+            for (int64_t item = 0; item < scratch_.items; ++item) {
+                const T* const from = scratch_.column_sums + item * scratch_.columns + begin;
+                for (int64_t k = 0; k < count; ++k) sums[k] += static_cast<double>(from[k]);
+            }
+            for (int64_t k = 0; k < count; ++k) out[begin + k] = static_cast<T>(sums[k]);
+        });
+        T largest = 0;
+        for (int64_t item = 0; item < scratch_.items; ++item) keep_largest(scratch_.maxima[item], largest);
+        *static_cast<T*>(p_.maximum) = largest;
+    }
+
+    const AttentionParams& p_;
+    const int threads_;
+    Workspace workspace_;
+    AttentionScratch<T> scratch_;
+};
+
+}  // namespace
+
+void attention_mean_level(const AttentionParams& p, DType dtype, void* workspace, std::size_t bytes, int threads) {
+    if (dtype == DType::kFloat64) return Averager<double>(p, workspace, bytes, threads).run<AsItIs<double>>();
+    Averager<float> averager(p, workspace, bytes, threads);
+    switch (p.mean_dtype) {
+        case DType::kFloat16:
+            return averager.run<AsFloat16>();
+        case DType::kBFloat16:
+            return averager.run<AsBFloat16>();
+        default:
+            return averager.run<AsItIs<float>>();
+    }
+}
+
+}  // namespace OVS_ISA
+}  // namespace ovs
