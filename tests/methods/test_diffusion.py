@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -228,6 +229,41 @@ def test_names_lead_to_folders_and_identities(saved, tmp_path):
     assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json"} <= files
     assert attention_files("sd2") == []
     assert set(by_name.identity["weights"]) == files
+
+
+def test_weights_of_half_precision_are_computed_with_in_single(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "half"
+    shutil.copytree(saved, folder)
+    for file in folder.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    image = photo(64, 64)
+    full, half = (DiffusionAttention(str(place), image_size=64)(image, (64, 64)).matrix for place in (saved, folder))
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.01 * full.max()
+
+
+def test_a_name_of_the_hub_is_found_in_the_download_cache(saved, tmp_path, environment):
+    """The cache as huggingface_hub lays it out, in a process of its own: it is read when the package is imported."""
+    repository, commit = tmp_path / "hub" / "models--somebody--tiny", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "import json; from ovs_methods.attention import load_attention; "
+        "print(json.dumps(load_attention('somebody/tiny').identity))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    identity = json.loads(done.stdout)
+    assert (identity["model"], identity["weights"]) == ("somebody/tiny", commit)
 
 
 @pytest.mark.parametrize(
