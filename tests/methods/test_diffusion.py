@@ -231,6 +231,19 @@ def test_names_lead_to_folders_and_identities(saved, tmp_path):
     assert set(by_name.identity["weights"]) == files
 
 
+def test_folders_beside_the_user_do_not_capture_names(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "mine")
+    shutil.copytree(saved, tmp_path / "sd2")
+    (tmp_path / "dino").mkdir()
+    assert load_attention("mine").identity["weights"] == load_attention("./sd2").identity["weights"]
+    assert attention_files("mine") == [path.relative_to(tmp_path) for path in attention_files(str(tmp_path / "mine"))]
+    for name, fetched in (("sd2", "stabilityai"), ("dino", "dino_vitbase8")):
+        assert attention_files(name) == []
+        with pytest.raises(UserError, match=f"fetch .*{fetched}"):
+            load_attention(name)
+
+
 def test_weights_of_half_precision_are_computed_with_in_single(saved, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -8,6 +8,7 @@ runs untouched; the maps are computed again from these queries and keys, average
 import contextlib
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,15 @@ ALIASES = {
     "down_0": "down_blocks.0.attentions.0",
     "down_1": "down_blocks.0.attentions.1",
 }
+_CONFIG = ("unet", "config.json")
 _PARTS = ("unet", "vae", "text_encoder")
 
 
 def is_diffusion(name: str) -> bool:
     """Whether a name is meant for diffusers: `sd2`, `ORG/REPO` of the hub, or a folder."""
-    prefixed = name.startswith(("hf-hub:", "local-dir:"))
-    return name == DIFFUSION or (not prefixed and ("/" in name or Path(name).is_dir()))
+    if name == DIFFUSION or name.startswith(("hf-hub:", "local-dir:")):  # the others are CLIPs
+        return name == DIFFUSION
+    return "/" in name or os.sep in name or Path(name, *_CONFIG).is_file()
 
 
 def parse_blocks(text: str) -> dict[str, float]:
@@ -119,10 +122,12 @@ class DiffusionAttention(AttentionSource):
     ):
         self._shares = parse_blocks(blocks or DEFAULT_BLOCKS)
         repository = REPOSITORY if model == DIFFUSION else model
-        folder = weights if weights is not None else (Path(model) if Path(model).is_dir() else None)
+        folder = weights
+        if folder is None and model != DIFFUSION and Path(model).exists():
+            folder = Path(model)
         if folder is None and model.startswith((".", "/", "~")):
             raise UserError("--attention", "a folder in the layout of diffusers", f"nothing at {model}")
-        if folder is not None and folder.exists() and not (folder / "unet" / "config.json").is_file():
+        if folder is not None and folder.exists() and not folder.joinpath(*_CONFIG).is_file():
             flag = flag if weights is not None else "--attention"
             wanted = f"a folder in the layout of diffusers ({', '.join(_PARTS)}, tokenizer)"
             raise UserError(flag, wanted, f"{folder}, which has no unet/config.json")
