@@ -148,6 +148,7 @@ void bind_graph(py::module_& m);
 void bind_pixels(py::module_& m);
 void bind_propagate(py::module_& m);
 void bind_transport(py::module_& m);
+void bind_upsample(py::module_& m);
 void bind_windows(py::module_& m);
 
 }  // namespace ovs::bindings
