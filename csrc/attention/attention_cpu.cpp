@@ -13,10 +13,10 @@ std::size_t workspace_bytes(const AttentionParams& p, int num_threads) {
     return counter.used();
 }
 
-// More threads than items would only take scratch memory.
+// More threads than tiles would only take scratch memory.
 int useful_threads(const AttentionParams& p, int num_threads) {
     OVS_REQUIRE(num_threads >= 1, "attention_mean: no thread");
-    return static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_queries, kItemQueries), 1, num_threads));
+    return static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_queries, kTileQueries), 1, num_threads));
 }
 
 using MeanFunction = void (*)(const AttentionParams&, DType, void*, std::size_t, int);

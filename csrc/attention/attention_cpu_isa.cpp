@@ -25,19 +25,19 @@ public:
         int64_t next = 0;
         parallel_for(threads_, threads_, [&](int64_t worker) {
             for (;;) {
-                const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-                if (item >= scratch_.items) return;
-                average_item<Stored>(worker, item);
+                const int64_t tile = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+                if (tile >= scratch_.tiles) return;
+                average_tile<Stored>(worker, tile);
             }
         });
-        if (p_.column_sums != nullptr) add_up_items();
+        if (p_.column_sums != nullptr) add_up_tiles();
     }
 
 private:
     using V = typename Tile<T>::V;
     using Pair = typename Tile<T>::Pair;
-    static constexpr int kLanes = Tile<T>::kLanes, kQueries = Tile<T>::kQueries;
-    static constexpr int64_t kSumKeys = 64;  // added in T before they go into a sum in double
+    using PerQuery = typename Tile<T>::PerQuery;
+    static constexpr int kLanes = Tile<T>::kLanes, kPairs = Tile<T>::kPairs, kPairLanes = Tile<T>::kPairLanes;
 
     // fn(block, head of it, number among all heads)
     template <class Fn>
@@ -75,24 +75,24 @@ private:
         return sum;
     }
 
-    // Queries first .. first + count of a head as [features][kQueries], times the scale and log2(e); the other lanes
-    // are zero. Returns the largest norm, NaN where a query is not finite.
+    // Queries first .. first + count of a head as [features][kTileQueries], times the scale and log2(e); the other
+    // lanes are zero. Returns the largest norm, NaN where a query is not finite.
     T pack_queries(const AttentionBlock& b, int64_t h, int64_t first, int64_t count, T* packed) const {
         const T* const from = static_cast<const T*>(b.queries) + h * b.query_head_stride + first * b.query_stride;
         const T factor = static_cast<T>(b.scale * kLog2E);
-        for (int64_t r = 0; r < kQueries; ++r) {
+        for (int64_t r = 0; r < kTileQueries; ++r) {
             for (int64_t f = 0; f < b.features; ++f) {
-                packed[f * kQueries + r] = r < count ? from[r * b.query_stride + f] * factor : T(0);
+                packed[f * kTileQueries + r] = r < count ? from[r * b.query_stride + f] * factor : T(0);
             }
         }
-        Pair squares = {};
+        T squares[kTileQueries] = {};
         for (int64_t f = 0; f < b.features; ++f) {
-            const Pair q = Tile<T>::load_pair(packed + f * kQueries);
-            for (int i = 0; i < 2; ++i) squares.v[i] += q.v[i] * q.v[i];
+            for (int64_t r = 0; r < kTileQueries; ++r) {
+                squares[r] += packed[f * kTileQueries + r] * packed[f * kTileQueries + r];
+            }
         }
         T largest = 0, poison = 0;
-        for (int64_t r = 0; r < kQueries; ++r) {
-            const T square = squares.v[r / kLanes][r % kLanes];
+        for (const T square : squares) {
             largest = std::max(largest, square);
             poison += square * T(0);
         }
@@ -100,32 +100,27 @@ private:
     }
 
     template <class Stored>
-    void average_item(int64_t worker, int64_t item) {
-        const int64_t end = std::min((item + 1) * kItemQueries, p_.num_queries);
+    void average_tile(int64_t worker, int64_t tile) {
+        const int64_t first = tile * kTileQueries, count = std::min(kTileQueries, p_.num_queries - first);
         T* const exponentials = scratch_.exponentials + worker * scratch_.tile_stride;
         T* const mean = scratch_.mean + worker * scratch_.tile_stride;
-        T* const queries = scratch_.queries + worker * scratch_.queries_stride;
-        T largest = 0;
-        for (int64_t first = item * kItemQueries; first < end; first += kQueries) {
-            const int64_t count = std::min<int64_t>(kQueries, end - first);
-            const Pair inverse =
-                inverse_row_sums(average_heads(first, count, queries, exponentials, mean), exponentials, mean);
-            T* const sums = p_.column_sums == nullptr ? nullptr : scratch_.column_sums + item * scratch_.columns;
-            if (sums != nullptr && first == item * kItemQueries) std::fill_n(sums, scratch_.columns, T(0));
-            write_rows<Stored>(first, count, mean, inverse, sums, largest);
-        }
-        if (p_.column_sums != nullptr) scratch_.maxima[item] = largest;
+        const PerQuery factor =
+            average_heads(first, count, scratch_.queries + worker * scratch_.queries_stride, exponentials, mean);
+        add_head(factor, exponentials, mean);
+        const PerQuery inverse = inverse_row_sums(mean);
+        if (p_.column_sums == nullptr) return write_rows<Stored, false>(tile, first, count, mean, inverse);
+        write_rows<Stored, true>(tile, first, count, mean, inverse);
     }
 
     // The mean of a tile but for its last head, whose factor is returned.
-    Pair average_heads(int64_t first, int64_t count, T* queries, T* exponentials, T* mean) const {
-        std::memset(mean, 0, p_.num_keys * kQueries * sizeof(T));
-        Pair factor = {};
+    PerQuery average_heads(int64_t first, int64_t count, T* queries, T* exponentials, T* mean) const {
+        std::fill_n(mean, p_.num_keys * kTileQueries, T(0));
+        PerQuery factor = {};
         for_heads([&](const AttentionBlock& b, int64_t h, int64_t number) {
             const T norm = pack_queries(b, h, first, count, queries);
             const HeadKeys<T> head = {static_cast<const T*>(b.keys) + h * b.key_head_stride, b.key_stride, p_.num_keys,
                                       b.features};
-            Pair total;
+            PerQuery total;
             if (!(norm * scratch_.key_norms[number] <= safe_exponent<T>())) {
                 if (number > 0) add_head(factor, exponentials, mean);
                 total = exponentials_of_any_head<T>(queries, head, exponentials);
@@ -134,70 +129,77 @@ private:
             } else {
                 total = exponentials_of_safe_head<false, T>(queries, head, factor, exponentials, mean);
             }
-            for (int i = 0; i < 2; ++i) factor.v[i] = static_cast<T>(b.weight) / total.v[i];
+            for (int i = 0; i < kPairs; ++i) {
+                for (int k = 0; k < 2; ++k) {
+                    factor.pairs[i].v[k] = static_cast<T>(b.weight) / total.pairs[i].v[k];
+                }
+            }
         });
         return factor;
     }
 
-    void add_head(const Pair& factor, const T* exponentials, T* mean) const {
-        for (int64_t at = 0; at < p_.num_keys * kQueries; at += kQueries) {
-            const Pair e = Tile<T>::load_pair(exponentials + at);
-            Pair m = Tile<T>::load_pair(mean + at);
-            for (int i = 0; i < 2; ++i) m.v[i] += factor.v[i] * e.v[i];
-            Tile<T>::store_pair(mean + at, m);
+    void add_head(const PerQuery& factor, const T* exponentials, T* mean) const {
+        for (int64_t at = 0; at < p_.num_keys * kTileQueries; at += kTileQueries) {
+            for (int i = 0; i < kPairs; ++i) {
+                Pair m = Pair::load_from(mean + at + i * kPairLanes);
+                m.add_product(factor.pairs[i], Pair::load_from(exponentials + at + i * kPairLanes));
+                m.store_to(mean + at + i * kPairLanes);
+            }
         }
     }
 
-    // Adds the last head, too.
-    Pair inverse_row_sums(const Pair& factor, const T* exponentials, T* mean) const {
-        add_head(factor, exponentials, mean);
-        double totals[kQueries] = {};
-        for (int64_t begin = p_.first_key; begin < p_.num_keys; begin += kSumKeys) {
-            Pair part = {};
-            for (int64_t j = begin; j < std::min(begin + kSumKeys, p_.num_keys); ++j) {
-                const Pair m = Tile<T>::load_pair(mean + j * kQueries);
-                for (int i = 0; i < 2; ++i) part.v[i] += m.v[i];
+    PerQuery inverse_row_sums(const T* mean) const {
+        double totals[kTileQueries] = {};
+        for (int64_t begin = p_.first_key; begin < p_.num_keys; begin += kPartKeys) {
+            PerQuery part = {};
+            for (int64_t j = begin; j < std::min(begin + kPartKeys, p_.num_keys); ++j) {
+                for (int i = 0; i < kPairs; ++i) {
+                    part.pairs[i].add(Pair::load_from(mean + j * kTileQueries + i * kPairLanes));
+                }
             }
-            for (int r = 0; r < kQueries; ++r) totals[r] += static_cast<double>(part.v[r / kLanes][r % kLanes]);
+            for (int r = 0; r < kTileQueries; ++r) totals[r] += static_cast<double>(part.at(r));
         }
-        Pair inverse;
-        for (int r = 0; r < kQueries; ++r) {
+        PerQuery inverse;
+        for (int r = 0; r < kTileQueries; ++r) {
             const bool something = totals[r] >= static_cast<double>(std::numeric_limits<T>::min());
-            inverse.v[r / kLanes][r % kLanes] =
-                something ? static_cast<T>(1.0 / totals[r]) : std::numeric_limits<T>::quiet_NaN();
+            inverse.set(r, something ? static_cast<T>(1.0 / totals[r]) : std::numeric_limits<T>::quiet_NaN());
         }
         return inverse;
     }
 
-    // Rows first .. first + count of the result. `sums` [columns] and `largest` of what is written, NaN with a NaN.
-    template <class Stored>
-    void write_rows(int64_t first, int64_t count, const T* mean, const Pair& inverse, T* sums, T& largest) const {
+    // Rows first .. first + count of the result, and with kInfo their column sums and largest entry, NaN with a NaN.
+    template <class Stored, bool kInfo>
+    void write_rows(int64_t tile, int64_t first, int64_t count, const T* mean, const PerQuery& inverse) const {
         using Element = typename Stored::Element;
         Element* const out = static_cast<Element*>(p_.mean) + first * scratch_.columns;
+        T* const sums = kInfo ? scratch_.column_sums + tile * scratch_.columns : nullptr;
         V most = {};
         for (int64_t column = 0; column < scratch_.columns; column += kLanes) {
             const int64_t columns = std::min<int64_t>(kLanes, scratch_.columns - column);
             V column_sums = {};
-            for (int half = 0; half < 2 && half * kLanes < count; ++half) {
+            for (int64_t r0 = 0; r0 < count; r0 += kLanes) {
                 V rows[kLanes];
-                const T* const from = mean + (p_.first_key + column) * kQueries + half * kLanes;
+                const T* const from = mean + (p_.first_key + column) * kTileQueries + r0;
+                const V factor = inverse.pairs[r0 / kPairLanes].v[r0 % kPairLanes / kLanes];
                 OVS_UNROLL
                 for (int k = 0; k < kLanes; ++k) {
-                    rows[k] = k < columns ? load<V>(from + k * kQueries) * inverse.v[half] : V{};
+                    rows[k] = k < columns ? load<V>(from + k * kTileQueries) * factor : V{};
                 }
                 transpose<T>(rows);
-                const int64_t valid = std::min<int64_t>(kLanes, count - half * kLanes);
-                Element* const to = out + half * kLanes * scratch_.columns + column;
-                for (int64_t r = 0; r < valid; ++r) {
-                    store_some(to + r * scratch_.columns, Stored::convert(rows[r]), columns);
+                OVS_UNROLL
+                for (int r = 0; r < kLanes; ++r) {
+                    if (r0 + r >= count) break;
+                    store_some(out + (r0 + r) * scratch_.columns + column, Stored::convert(rows[r]), columns);
+                    if (!kInfo) continue;
                     column_sums += rows[r];
                     most = (rows[r] > most) | (rows[r] != rows[r]) ? rows[r] : most;
                 }
             }
-            if (sums == nullptr) continue;
-            for (int64_t k = 0; k < columns; ++k) sums[column + k] += column_sums[k];
+            if (kInfo) store_some(sums + column, column_sums, columns);
         }
-        for (int lane = 0; lane < kLanes; ++lane) keep_largest(most[lane], largest);
+        if (!kInfo) return;
+        scratch_.maxima[tile] = T(0);
+        for (int lane = 0; lane < kLanes; ++lane) keep_largest(most[lane], scratch_.maxima[tile]);
     }
 
     static void keep_largest(T value, T& largest) {
@@ -206,27 +208,24 @@ private:
 
     template <class Element, class Vector>
     OVS_INLINE static void store_some(Element* to, const Vector& v, int64_t count) {
-        if (count == kLanes) {
-            store(to, v);
-        } else {
-            std::memcpy(to, &v, count * sizeof(Element));
-        }
+        if (count == kLanes) return store(to, v);
+        std::memcpy(to, &v, count * sizeof(Element));
     }
 
-    void add_up_items() const {
+    void add_up_tiles() const {
         T* const out = static_cast<T*>(p_.column_sums);
         constexpr int64_t kColumns = 256;
         parallel_for(ceil_div(scratch_.columns, kColumns), threads_, [&](int64_t part) {
             double sums[kColumns] = {};
             const int64_t begin = part * kColumns, count = std::min(kColumns, scratch_.columns - begin);
-            for (int64_t item = 0; item < scratch_.items; ++item) {
-                const T* const from = scratch_.column_sums + item * scratch_.columns + begin;
+            for (int64_t tile = 0; tile < scratch_.tiles; ++tile) {
+                const T* const from = scratch_.column_sums + tile * scratch_.columns + begin;
                 for (int64_t k = 0; k < count; ++k) sums[k] += static_cast<double>(from[k]);
             }
             for (int64_t k = 0; k < count; ++k) out[begin + k] = static_cast<T>(sums[k]);
         });
         T largest = 0;
-        for (int64_t item = 0; item < scratch_.items; ++item) keep_largest(scratch_.maxima[item], largest);
+        for (int64_t tile = 0; tile < scratch_.tiles; ++tile) keep_largest(scratch_.maxima[tile], largest);
         *static_cast<T*>(p_.maximum) = largest;
     }
 
