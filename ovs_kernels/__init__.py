@@ -13,6 +13,7 @@ from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .templates import TemplateScores, fuse_experts, template_entropy
 from .transport import SinkhornInfo, sinkhorn, transport_map
 from .upsample import joint_bilateral_upsample
 from .windows import merge_windows, window_boxes
@@ -29,10 +30,12 @@ __all__ = [
     "PropagationInfo",
     "ScalingInfo",
     "SinkhornInfo",
+    "TemplateScores",
     "__version__",
     "adaptive_conv",
     "attention_mean",
     "doubly_stochastic",
+    "fuse_experts",
     "joint_bilateral_upsample",
     "knn_graph",
     "lp_graph",
@@ -42,6 +45,7 @@ __all__ = [
     "merge_windows",
     "reference",
     "sinkhorn",
+    "template_entropy",
     "transport_map",
     "window_boxes",
 ]

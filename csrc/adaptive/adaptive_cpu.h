@@ -11,29 +11,34 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int64_t kStripColumns = 32;  // columns of a tile; whole vectors of every level and dtype
 constexpr int64_t kTileRows = 6;       // rows of a tile, at most
+constexpr int64_t kColumns = 16;       // columns of a tile: its turned filters stay in the first-level cache, ...
+constexpr int64_t kWideColumns = 32;   // ... and where tiles overlap by k2 - 1 columns wider ones waste less
+constexpr int64_t kMostLanes = 16;     // columns of a vector, at most
+constexpr int64_t kChannelGroup = 4;   // channels that share a vector of filters, at most
 constexpr int64_t kChannelChunk = 32;  // channels that a tile of the filters' gradient takes at a time
-constexpr int64_t kQuad = 4;           // columns are padded to a multiple of this
 
-// One tile: `kStripColumns` columns and up to `kTileRows` rows of the array that the pass makes.
-//   taps     [rows * k1 * k2, taps_pitch]                 its filters (or their cotangent), one row of columns per tap
-//   window   [channels, rows + k1 - 1, window_pitch]      the pixels under them
-//   centre   [channels, rows, kStripColumns]              v_out; only where the filters' gradient is made
+// One tile: some columns and up to `kTileRows` rows of the array that the pass makes.
+//   taps     [rows, k1 * k2, taps_pitch]                the filters of the tile's pixels (or their cotangent), one row
+//   of
+//                                                       columns per tap; for the input's gradient those of the window
+//   window   [channels, rows + k1 - 1, window_pitch]    the pixels that meet them, where they are copied
+//   centre   [channels, rows, columns]                  v_out; only where the filters' gradient is made
 struct AdaptiveTileSizes {
-    int64_t taps_pitch, window_pitch, window_plane;
+    int64_t columns, taps_pitch, window_pitch, window_plane;
     int64_t taps, window, centre;  // numbers
 
     explicit AdaptiveTileSizes(const AdaptiveParams& p) {
-        const bool filters = p.pass == AdaptivePass::kFiltersBackward;
-        const int64_t halo = round_up(p.filter_width - 1, kQuad);
-        const int64_t channels = filters ? std::min(p.num_channels, kChannelChunk) : kQuad;
-        taps_pitch = kStripColumns + (p.pass == AdaptivePass::kInputBackward ? halo : 0);
-        window_pitch = kStripColumns + round_up(p.filter_width - 1, kStripColumns / 2);
-        window_plane = (kTileRows + p.filter_height - 1) * window_pitch;
-        taps = kTileRows * p.filter_height * p.filter_width * taps_pitch;
+        const bool wide = p.pass == AdaptivePass::kInputBackward, filters = p.pass == AdaptivePass::kFiltersBackward;
+        const int64_t channels = filters ? std::min(p.num_channels, kChannelChunk) : kChannelGroup;
+        const int64_t window_rows = kTileRows + p.filter_height - 1;
+        columns = p.pass == AdaptivePass::kForward ? kColumns : kWideColumns;
+        window_pitch = round_up(columns + p.filter_width - 1, kMostLanes);
+        window_plane = window_rows * window_pitch;
+        taps_pitch = wide ? round_up(columns + p.filter_width - 1, 4) : columns;
+        taps = (wide ? window_rows : kTileRows) * p.filter_height * p.filter_width * taps_pitch;
         window = channels * window_plane;
-        centre = filters ? channels * kTileRows * kStripColumns : 0;
+        centre = filters ? channels * kTileRows * columns : 0;
     }
 };
 

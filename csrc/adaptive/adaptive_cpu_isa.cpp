@@ -10,6 +10,7 @@
 #include "adaptive/adaptive_cpu.h"
 #include "adaptive/adaptive_pack.h"
 #include "adaptive/adaptive_tile.h"
+#include "common/index.h"
 #include "common/parallel.h"
 #include "common/simd.h"
 
@@ -35,25 +36,26 @@ public:
         transposed_ = p.pass == AdaptivePass::kInputBackward;
         height_ = transposed_ ? in_height_ : p.height;
         width_ = transposed_ ? in_width_ : p.width;
-        pixels_ = {static_cast<T*>(transposed_ ? p.out : p.input), transposed_ ? p.height : in_height_,
+        num_taps_ = p.filter_height * p.filter_width;
+        pixels_ = {static_cast<const T*>(transposed_ ? p.out : p.input), transposed_ ? p.height : in_height_,
                    transposed_ ? p.width : in_width_, transposed_ ? p.filter_height - 1 : 0,
                    transposed_ ? p.filter_width - 1 : 0};
     }
 
     void run() {
-        const int64_t strips = ceil_div(width_, kStripColumns);
+        const int64_t strips = ceil_div(width_, sizes_.columns);
         const int64_t wanted = ceil_div(kItemsPerWorker * threads_, strips * p_.batch);
         const int64_t block_rows = round_up(ceil_div(height_, wanted), kTileRows);
-        const int64_t blocks = ceil_div(height_, block_rows);
-        int64_t next = 0;
+        const int64_t blocks = std::max<int64_t>(1, height_ / block_rows);  // the last one takes the rest
         const int64_t items = p_.batch * strips * blocks;
+        int64_t next = 0;
         parallel_for(std::min<int64_t>(threads_, items), threads_, [&](int64_t worker) {
             for (;;) {
                 const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
                 if (item >= items) return;
-                const int64_t y0 = item % blocks * block_rows;
-                const int64_t strip = item / blocks % strips, b = item / blocks / strips;
-                make_block(worker, b, strip * kStripColumns, y0, std::min(y0 + block_rows, height_));
+                const int64_t block = item % blocks, strip = item / blocks % strips, b = item / blocks / strips;
+                const int64_t y0 = block * block_rows, y1 = block + 1 < blocks ? y0 + block_rows : height_;
+                make_block(worker, b, strip * sizes_.columns, y0, y1);
             }
         });
     }
@@ -61,12 +63,11 @@ public:
 private:
     static constexpr int kLanes = kVectorBytes / sizeof(T);
     using V = Vec<T, kLanes>;
-    static_assert(kStripColumns % kLanes == 0, "a tile has whole vectors");
+    static_assert(kColumns % kLanes == 0 && kLanes <= kMostLanes, "a tile has whole vectors");
 
-    // What windows are cut from: planes of height x width; the window of the tile at (y, x) begins at (y - up, x -
-    // left).
+    // What windows are cut from; the window of the tile at (y, x) begins at (y - up, x - left).
     struct Pixels {
-        T* data;
+        const T* data;
         int64_t height, width, up, left;
     };
 
@@ -78,81 +79,145 @@ private:
         T* centre;
     };
 
+    // A tile overlaps the one before it where the rows do not divide: what it makes again has the same bits.
     void make_block(int64_t worker, int64_t b, int64_t x, int64_t y0, int64_t y1) const {
         Tile tile = {b,
                      y0,
                      x,
-                     std::min(kStripColumns, width_ - x),
+                     std::min<int64_t>(sizes_.columns, width_ - x),
                      scratch_.taps + worker * scratch_.taps_stride,
                      scratch_.window + worker * scratch_.window_stride,
                      scratch_.centre + worker * scratch_.centre_stride};
         const int64_t most = std::min(y1 - y0, p_.filter_height);
-        if (most >= kTileRows) {
-            make_tiles<kTileRows>(tile, y0, y1);
-        } else if (most >= kTileRows / 2) {
-            make_tiles<kTileRows / 2>(tile, y0, y1);
-        } else {
-            make_tiles<1>(tile, y0, y1);
-        }
-    }
-
-    // The last tile overlaps the one before it where the rows do not divide: what it makes again has the same bits.
-    template <int kRows>
-    void make_tiles(Tile& tile, int64_t y0, int64_t y1) const {
-        const TapOrder order = {kRows, p_.filter_height, p_.filter_width};
-        for (int64_t y = y0; y < y1; y += kRows) {
-            tile.y = std::min(y, y1 - kRows);
-            if (p_.pass == AdaptivePass::kFiltersBackward) {
-                make_filters<kRows>(tile, order);
+        int64_t rows = kTileRows;
+        for (int64_t y = y0; y < y1; y += rows) {
+            rows = kTileRows;
+            while (rows > most || rows / 2 >= y1 - y) rows /= 2;  // 6, 3, 1
+            tile.y = std::min(y, y1 - rows);
+            if (rows == kTileRows) {
+                make_tile<kTileRows>(tile);
+            } else if (rows > 1) {
+                make_tile<kTileRows / 2>(tile);
             } else {
-                pack_filters(tile, order);
-                make_channels<kRows>(tile);
+                make_tile<1>(tile);
             }
         }
     }
 
-    T* filters(int64_t b, int64_t y, int64_t x, int64_t i) const {
-        const int64_t pixel = (b * p_.height + y) * p_.width + x;
-        return static_cast<T*>(p_.filters) + (pixel * p_.filter_height + i) * p_.filter_width;
+    template <int kRows>
+    void make_tile(const Tile& tile) const {
+        if (p_.pass == AdaptivePass::kFiltersBackward) return make_filters<kRows>(tile);
+        transposed_ ? pack_window_filters(tile, kRows) : pack_filters(tile, kRows);
+        make_channels<kRows>(tile);
     }
 
-    // The filters that meet the tile's rows, as rows of columns; zero where there is no pixel.
-    void pack_filters(const Tile& tile, const TapOrder& order) const {
-        const int64_t taps = p_.filter_width, pitch = sizes_.taps_pitch, stride = p_.filter_height * taps;
-        const int64_t x0 = tile.x - pixels_.left;
+    T* filters(int64_t b, int64_t y, int64_t x) const {
+        return static_cast<T*>(p_.filters) + ((b * p_.height + y) * p_.width + x) * num_taps_;
+    }
+
+    // The filters of the tile's pixels, as rows of columns.
+    void pack_filters(const Tile& tile, int64_t rows) const {
+        for (int64_t y = 0; y < rows; ++y) {
+            turn<kLanes>(filters(tile.b, tile.y + y, tile.x), num_taps_, tile.taps + y * num_taps_ * sizes_.taps_pitch,
+                         sizes_.taps_pitch, tile.columns, num_taps_);
+        }
+    }
+
+    // The filters of the window's pixels, those taps that lead from a row of the window to a row of the tile; zero
+    // where there is no pixel.
+    void pack_window_filters(const Tile& tile, int64_t rows) const {
+        const int64_t pitch = sizes_.taps_pitch, x0 = tile.x - pixels_.left;
         const int64_t begin = std::max<int64_t>(x0, 0), end = std::min(x0 + pitch, p_.width);
-        for (int64_t y = 0; y < order.rows; ++y) {
-            for (int64_t i = 0; i < p_.filter_height; ++i) {
-                const int64_t step = order.num_rows(y + i) * pitch;
-                T* const first = tile.taps + order.index(y, i) * pitch;
-                const int64_t row = transposed_ ? tile.y + y + i - pixels_.up : tile.y + y;
-                if (row < 0 || row >= p_.height || begin > x0 || end < x0 + pitch) {
-                    for (int64_t j = 0; j < taps; ++j) std::fill_n(first + j * step, pitch, T(0));
-                }
-                if (row < 0 || row >= p_.height || begin >= end) continue;
-                const T* const from = filters(tile.b, row, begin, transposed_ ? p_.filter_height - 1 - i : i);
-                T* const to = first + (begin - x0);
-                transposed_ ? turn(from, stride, to + (taps - 1) * step, -step, end - begin, taps)
-                            : turn(from, stride, to, step, end - begin, taps);
-            }
+        for (int64_t r = 0; r < rows + p_.filter_height - 1; ++r) {
+            // Row y of the tile gets the tap i = k1 - 1 - (r - y).
+            const int64_t first = std::max<int64_t>(0, p_.filter_height - 1 - r) * p_.filter_width;
+            const int64_t last = std::min(p_.filter_height, p_.filter_height - 1 - r + rows) * p_.filter_width;
+            const int64_t y = tile.y + r - pixels_.up;
+            T* const to = tile.taps + (r * num_taps_ + first) * pitch;
+            const bool inside = y >= 0 && y < p_.height && begin < end;
+            if (!inside || end - begin < pitch) std::fill_n(to, (last - first) * pitch, T(0));
+            if (!inside) continue;
+            turn<kLanes>(filters(tile.b, y, begin) + first, num_taps_, to + (begin - x0), pitch, end - begin,
+                         last - first);
         }
+    }
+
+    // Where the sums of the tile find their filters.
+    const T* tap_strides(const Tile& tile, TapStrides& strides) const {
+        const int64_t pitch = sizes_.taps_pitch, row = p_.filter_width * pitch, all = num_taps_ * pitch;
+        if (!transposed_) {
+            strides = {row, all - row, pitch};
+            return tile.taps;
+        }
+        // Taps from last to first, and with each the column of the window's pixel moves on.
+        strides = {all - row, row, 1 - pitch};
+        return tile.taps + all - pitch;
+    }
+
+    // The pixels under a tile, of some channels: planes and rows of them.
+    struct Window {
+        const T* data;
+        int64_t plane, pitch;
+    };
+
+    // Where they lie in the array, if every vector of them may be read there, else copied. Columns behind the end of a
+    // row are other pixels then: they meet filters of columns that are not stored, or in the input's gradient none.
+    Window window_of(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y - pixels_.up, x = tile.x - pixels_.left, size = pixels_.height * pixels_.width;
+        const int64_t below = y + rows + p_.filter_height - 1,
+                      columns = round_up(tile.columns, kLanes) + p_.filter_width - 1;
+        const int64_t first = (tile.b * p_.num_channels + c) * size + y * pixels_.width + x;
+        const int64_t last = first + (channels - 1) * size + (below - 1 - y) * pixels_.width + columns;
+        const bool inside = y >= 0 && x >= 0 && below <= pixels_.height && x + columns <= pixels_.width;
+        if (transposed_ ? inside : last <= p_.batch * p_.num_channels * size) {
+            return {pixels_.data + first, size, pixels_.width};
+        }
+        copy_windows(tile, c, channels, rows);
+        return {tile.window, sizes_.window_plane, sizes_.window_pitch};
     }
 
     void copy_windows(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
-        const int64_t columns = kStripColumns + p_.filter_width - 1;
+        const int64_t size = pixels_.height * pixels_.width, columns = sizes_.columns + p_.filter_width - 1;
+        const int64_t first = tile.b * p_.num_channels + c;
         for (int64_t k = 0; k < channels; ++k) {
-            const int64_t plane = (tile.b * p_.num_channels + c + k) * pixels_.height * pixels_.width;
-            copy_window(pixels_.data + plane, pixels_.height, pixels_.width, tile.y - pixels_.up, tile.x - pixels_.left,
-                        tile.window + k * sizes_.window_plane, rows + p_.filter_height - 1, round_up(columns, kQuad),
-                        sizes_.window_pitch);
+            const Plane<T> plane = {pixels_.data + (first + k) * size, pixels_.height, pixels_.width,
+                                    (p_.batch * p_.num_channels - first - k) * size};
+            T* const to = tile.window + k * sizes_.window_plane;
+            const int64_t y = tile.y - pixels_.up, x = tile.x - pixels_.left;
+            transposed_
+                ? copy_window<true>(plane, y, x, rows + p_.filter_height - 1, columns, to, sizes_.window_pitch)
+                : copy_window<false>(plane, y, x, rows + p_.filter_height - 1, columns, to, sizes_.window_pitch);
         }
+    }
+
+    // The filters that the tile below needs and this one does not.
+    Ahead<false> filters_below(const Tile& tile, int64_t rows) const {
+        const int64_t y = tile.y + rows, x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t count = std::min(rows, p_.height - y), columns = std::min(tile.x + sizes_.columns, p_.width) - x;
+        return {filters(tile.b, count > 0 ? y : 0, x), 1, 0, count, p_.width * num_taps_, columns * num_taps_};
+    }
+
+    // The same for the pixels of some channels.
+    Ahead<false> pixels_below(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y - pixels_.up + rows + p_.filter_height - 1,
+                      x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t count = std::min(rows, pixels_.height - y), size = pixels_.height * pixels_.width;
+        const int64_t columns = std::min(tile.x + sizes_.columns + p_.filter_width - 1, pixels_.width) - x;
+        return {pixels_.data + (tile.b * p_.num_channels + c) * size + (count > 0 ? y : 0) * pixels_.width + x,
+                channels,
+                size,
+                count,
+                pixels_.width,
+                columns};
     }
 
     template <int kRows>
     void make_channels(const Tile& tile) const {
+        Ahead<false> below = filters_below(tile, kRows);
+        const int64_t share = ceil_div(below.left(), ceil_div(p_.num_channels, kChannels));
         for (int64_t c = 0; c < p_.num_channels;) {
-            const int64_t left = p_.num_channels - c;
-            if (left >= kChannels) {
+            below.some(share);
+            if (p_.num_channels - c >= kChannels) {
                 make_group<kRows, kChannels>(tile, c);
                 c += kChannels;
             } else {
@@ -164,91 +229,100 @@ private:
 
     template <int kRows, int kGroup>
     void make_group(const Tile& tile, int64_t c) const {
-        copy_windows(tile, c, kGroup, kRows);
-        T* const out = static_cast<T*>(transposed_ ? p_.input : p_.out);
+        const Window window = window_of(tile, c, kGroup, kRows);
+        TapStrides strides;
+        const T* const taps = tap_strides(tile, strides);
+        T* const made = static_cast<T*>(transposed_ ? p_.input : p_.out);
         const int64_t plane = height_ * width_;
-        T* const corner = out + (tile.b * p_.num_channels + c) * plane + tile.y * width_ + tile.x;
+        T* const corner = made + (tile.b * p_.num_channels + c) * plane + tile.y * width_ + tile.x;
+        Ahead<true>(corner, kGroup, plane, kRows, width_, tile.columns).some(INT64_MAX);
+        Ahead<false> below = pixels_below(tile, c, kGroup, kRows);
+        const int64_t share = ceil_div(below.left(), ceil_div(tile.columns, kLanes));
         for (int64_t x = 0; x < tile.columns; x += kLanes) {
+            below.some(share);
             TapSums<T, kRows, kGroup> s;
-            s.add(tile.window + x, sizes_.window_plane, sizes_.window_pitch, tile.taps + x, sizes_.taps_pitch,
-                  transposed_ ? 1 : 0, p_.filter_height, p_.filter_width);
-            const int64_t count = std::min<int64_t>(kLanes, tile.columns - x);
-            OVS_UNROLL
-            for (int k = 0; k < kGroup; ++k) {
-                OVS_UNROLL
-                for (int y = 0; y < kRows; ++y) {
-                    T* const to = corner + k * plane + y * width_ + x;
-                    if (count == kLanes) {
-                        store(to, s.sums[k][y]);
-                    } else {
-                        std::memcpy(to, &s.sums[k][y], static_cast<std::size_t>(count) * sizeof(T));
-                    }
-                }
-            }
+            s.add(window.data + x, window.plane, window.pitch, taps + x, strides, p_.filter_height, p_.filter_width);
+            for_constants<kGroup * kRows>(OVS_BODY(index) {
+                constexpr int k = index / kRows, y = index % kRows;
+                store_first(corner + k * plane + y * width_ + x, s.sums[k][y], tile.columns - x);
+            });
         }
+    }
+
+    // The same for the centres of the windows.
+    Ahead<false> centre_below_of(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t y = tile.y + rows, count = std::min(rows, p_.height - y), size = p_.height * p_.width;
+        const T* const first = static_cast<const T*>(p_.out) + (tile.b * p_.num_channels + c) * size;
+        return {first + (count > 0 ? y : 0) * p_.width + tile.x, channels, size, count, p_.width, tile.columns};
     }
 
     template <int kRows>
-    void make_filters(const Tile& tile, const TapOrder& order) const {
+    void make_filters(const Tile& tile) const {
         const T* const v_out = static_cast<const T*>(p_.out);
+        const int64_t size = p_.height * p_.width, first = tile.b * p_.num_channels;
         for (int64_t c = 0; c < p_.num_channels; c += kChannelChunk) {
             const int64_t channels = std::min(kChannelChunk, p_.num_channels - c);
             copy_windows(tile, c, channels, kRows);
-            for (int64_t k = 0; k < channels; ++k) {
-                const int64_t plane = (tile.b * p_.num_channels + c + k) * p_.height * p_.width;
-                copy_window(v_out + plane, p_.height, p_.width, tile.y, tile.x,
-                            tile.centre + k * kTileRows * kStripColumns, kRows, kStripColumns, kStripColumns);
+            for (int64_t k = c; k < c + channels; ++k) {
+                const Plane<T> plane = {v_out + (first + k) * size, p_.height, p_.width,
+                                        (p_.batch * p_.num_channels - first - k) * size};
+                copy_window<false>(plane, tile.y, tile.x, kRows, sizes_.columns,
+                                   tile.centre + (k - c) * kTileRows * sizes_.columns, sizes_.columns);
             }
+            Ahead<false> below = pixels_below(tile, c, channels, kRows);
+            Ahead<false> centre_below = centre_below_of(tile, c, channels, kRows);
+            const int64_t steps = ceil_div(tile.columns, kLanes) * (kRows + p_.filter_height - 1);
+            const int64_t share = ceil_div(below.left(), steps), centre_share = ceil_div(centre_below.left(), steps);
             for (int64_t x = 0; x < tile.columns; x += kLanes) {
-                T* taps = tile.taps + x;
                 for (int64_t r = 0; r < kRows + p_.filter_height - 1; ++r) {
-                    taps = add_tap_row(tile, order, r, x, channels, taps, c == 0);
+                    below.some(share);
+                    centre_below.some(centre_share);
+                    add_tap_row(tile, kRows, r, x, channels, c == 0);
                 }
             }
         }
-        const int64_t pitch = sizes_.taps_pitch, stride = p_.filter_height * p_.filter_width;
+        Ahead<true>(filters(tile.b, tile.y, tile.x), 1, 0, kRows, p_.width * num_taps_, tile.columns * num_taps_)
+            .some(INT64_MAX);
         for (int64_t y = 0; y < kRows; ++y) {
-            for (int64_t i = 0; i < p_.filter_height; ++i) {
-                turn(tile.taps + order.index(y, i) * pitch, order.num_rows(y + i) * pitch,
-                     filters(tile.b, tile.y + y, tile.x, i), stride, p_.filter_width, tile.columns);
-            }
+            turn<kLanes>(tile.taps + y * num_taps_ * sizes_.taps_pitch, sizes_.taps_pitch,
+                         filters(tile.b, tile.y + y, tile.x), num_taps_, num_taps_, tile.columns);
         }
     }
 
-    // All taps that meet row r of the windows. Returns where the next row's sums begin.
-    T* add_tap_row(const Tile& tile, const TapOrder& order, int64_t r, int64_t x, int64_t channels, T* taps,
-                   bool first) const {
-        const int64_t y0 = order.first_row(r), rows = order.num_rows(r), pitch = sizes_.taps_pitch;
+    // All taps that lead from a row of the tile to row r of the window.
+    void add_tap_row(const Tile& tile, int64_t rows, int64_t r, int64_t x, int64_t channels, bool first) const {
+        const int64_t y0 = std::max<int64_t>(0, r - p_.filter_height + 1), y1 = std::min(rows, r + 1);
+        TapStrides strides;
+        tap_strides(tile, strides);
         for (int64_t j = 0; j < p_.filter_width; j += kTapGroup) {
             const int64_t group = std::min<int64_t>(kTapGroup, p_.filter_width - j);
-            for (int64_t y = 0; y < rows; y += kRowGroup) {
+            for (int64_t y = y0; y < y1; y += kRowGroup) {
                 const T* const row = tile.window + r * sizes_.window_pitch + x + j;
-                const T* const centre = tile.centre + (y0 + y) * kStripColumns + x;
-                T* const sums = taps + (j * rows + y) * pitch;
-                add_group<kRowGroup>(std::min<int64_t>(kRowGroup, rows - y), group, row, centre, channels, sums,
-                                     rows * pitch, first);
+                const T* const centre = tile.centre + y * sizes_.columns + x;
+                T* const sums = tile.taps + r * strides.per_window_row + y * strides.per_row + j * strides.per_tap + x;
+                add_group<kRowGroup>(std::min<int64_t>(kRowGroup, y1 - y), group, row, centre, channels, sums, strides,
+                                     first);
             }
         }
-        return taps + p_.filter_width * rows * pitch;
     }
 
     // Turns the numbers of rows and taps into compile-time ones.
     template <int kRows>
     void add_group(int64_t rows, int64_t taps, const T* row, const T* centre, int64_t channels, T* sums,
-                   int64_t tap_pitch, bool first) const {
+                   const TapStrides& strides, bool first) const {
         if constexpr (kRows > 1) {
-            if (rows < kRows) return add_group<kRows - 1>(rows, taps, row, centre, channels, sums, tap_pitch, first);
+            if (rows < kRows) return add_group<kRows - 1>(rows, taps, row, centre, channels, sums, strides, first);
         }
-        add_taps<kRows, kTapGroup>(taps, row, centre, channels, sums, tap_pitch, first);
+        add_taps<kRows, kTapGroup>(taps, row, centre, channels, sums, strides, first);
     }
     template <int kRows, int kTaps>
-    void add_taps(int64_t taps, const T* row, const T* centre, int64_t channels, T* sums, int64_t tap_pitch,
+    void add_taps(int64_t taps, const T* row, const T* centre, int64_t channels, T* sums, const TapStrides& strides,
                   bool first) const {
         if constexpr (kTaps > 1) {
-            if (taps < kTaps) return add_taps<kRows, kTaps - 1>(taps, row, centre, channels, sums, tap_pitch, first);
+            if (taps < kTaps) return add_taps<kRows, kTaps - 1>(taps, row, centre, channels, sums, strides, first);
         }
-        add_channels<T, kRows, kTaps>(row, sizes_.window_plane, centre, kTileRows * kStripColumns, kStripColumns,
-                                      channels, sums, sizes_.taps_pitch, tap_pitch, first);
+        add_channels<T, kRows, kTaps>(row, sizes_.window_plane, centre, kTileRows * sizes_.columns, sizes_.columns,
+                                      channels, sums, strides.per_row, strides.per_tap, first);
     }
 
     const AdaptiveParams& p_;
@@ -256,7 +330,7 @@ private:
     int threads_;
     Workspace workspace_;
     AdaptiveScratch<T> scratch_;
-    int64_t in_height_, in_width_;
+    int64_t in_height_, in_width_, num_taps_;
     bool transposed_;
     int64_t height_, width_;  // of the array that is made, for the filters' gradient in pixels
     Pixels pixels_;

@@ -2,99 +2,161 @@
 //
 // Included by adaptive_cpu_isa.cpp, once per instruction-set level.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#include "adaptive/adaptive_cpu.h"
+#include "common/index.h"
 #include "common/simd.h"
 
 namespace ovs {
 namespace OVS_ISA {
 namespace {
 
-// Where the taps of a tile of `rows` rows lie. The product of the row r = y + i of a window is taken with the filters
-// of all rows y of the tile that reach it: rows of columns are kept in the order r, j, y, in which they are read.
-struct TapOrder {
-    int64_t rows, filter_height, filter_width;
-
-    int64_t first_row(int64_t r) const { return std::max<int64_t>(0, r - filter_height + 1); }
-    int64_t num_rows(int64_t r) const { return std::min(rows - 1, r) + 1 - first_row(r); }
-    // Of (y, i, j = 0); each further j is num_rows(y + i) later.
-    int64_t index(int64_t y, int64_t i) const {
-        int64_t before = 0;
-        for (int64_t r = 0; r < y + i; ++r) before += num_rows(r);
-        return before * filter_width + y - first_row(y + i);
+// to[i * to_stride + k] = from[k * from_stride + i] for k, i < kSide: a matrix in kSide registers, in which blocks
+// off the diagonal change places, halves first.
+template <int kSide, class T>
+OVS_INLINE void turn_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+    using V = Vec<T, kSide>;
+    using M = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kSide>;
+    V rows[kSide];
+    OVS_UNROLL
+    for (int k = 0; k < kSide; ++k) rows[k] = load<V>(from + k * from_stride);
+    OVS_UNROLL
+    for (int half = kSide / 2; half >= 1; half /= 2) {
+        M upper{}, lower{};
+        OVS_UNROLL
+        for (int lane = 0; lane < kSide; ++lane) {
+            upper[lane] = (lane & half) != 0 ? kSide + lane - half : lane;
+            lower[lane] = (lane & half) != 0 ? kSide + lane : lane + half;
+        }
+        OVS_UNROLL
+        for (int k = 0; k < kSide; ++k) {
+            if ((k & half) != 0) continue;
+            const V a = rows[k], b = rows[k + half];
+            rows[k] = __builtin_shuffle(a, b, upper);
+            rows[k + half] = __builtin_shuffle(a, b, lower);
+        }
     }
-};
-
-// A square of 128 bits by as many rows, turned: to[i * to_stride + k] = from[k * from_stride + i].
-OVS_INLINE void turn_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-    using V = Vec<float, 4>;
-    typedef int M __attribute__((vector_size(16)));
-    const V a = load<V>(from), b = load<V>(from + from_stride);
-    const V c = load<V>(from + 2 * from_stride), d = load<V>(from + 3 * from_stride);
-    const V ab_low = __builtin_shuffle(a, b, M{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, M{2, 6, 3, 7});
-    const V cd_low = __builtin_shuffle(c, d, M{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, M{2, 6, 3, 7});
-    store(to, __builtin_shuffle(ab_low, cd_low, M{0, 1, 4, 5}));
-    store(to + to_stride, __builtin_shuffle(ab_low, cd_low, M{2, 3, 6, 7}));
-    store(to + 2 * to_stride, __builtin_shuffle(ab_high, cd_high, M{0, 1, 4, 5}));
-    store(to + 3 * to_stride, __builtin_shuffle(ab_high, cd_high, M{2, 3, 6, 7}));
-}
-OVS_INLINE void turn_square(const double* from, int64_t from_stride, double* to, int64_t to_stride) {
-    using V = Vec<double, 2>;
-    typedef int64_t M __attribute__((vector_size(16)));
-    const V a = load<V>(from), b = load<V>(from + from_stride);
-    store(to, __builtin_shuffle(a, b, M{0, 2}));
-    store(to + to_stride, __builtin_shuffle(a, b, M{1, 3}));
+    OVS_UNROLL
+    for (int k = 0; k < kSide; ++k) store(to + k * to_stride, rows[k]);
 }
 
-// to[i * to_stride + k] = from[k * from_stride + i] for k < rows, i < columns.
-template <class T>
-OVS_INLINE void turn(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
-    constexpr int64_t kSide = 16 / sizeof(T);
-    if (rows < kSide || columns < kSide) {
+// The same for k < rows, i < columns. What is less than a square is done with smaller ones, or overlaps the last.
+template <int kSide, class T>
+void turn(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+    if constexpr (kSide == 1) {
         for (int64_t k = 0; k < rows; ++k) {
             for (int64_t i = 0; i < columns; ++i) to[i * to_stride + k] = from[k * from_stride + i];
         }
-        return;
-    }
-    // The last squares of a row or column overlap those before them.
-    for (int64_t k = 0; k < rows; k = k + kSide < rows ? std::min(k + kSide, rows - kSide) : rows) {
-        for (int64_t i = 0; i < columns; i = i + kSide < columns ? std::min(i + kSide, columns - kSide) : columns) {
-            turn_square(from + k * from_stride + i, from_stride, to + i * to_stride + k, to_stride);
+    } else {
+        if (rows < kSide || columns < kSide) {
+            return turn<kSide / 2>(from, from_stride, to, to_stride, rows, columns);
+        }
+        int64_t i = 0;
+        while (i < columns) {
+            if (columns - i <= kSide / 2) {
+                return turn<kSide / 2>(from + i, from_stride, to + i * to_stride, to_stride, rows, columns - i);
+            }
+            i = std::min(i, columns - kSide);
+            for (int64_t k = 0; k < rows; k += kSide) {
+                k = std::min(k, rows - kSide);
+                turn_square<kSide>(from + k * from_stride + i, from_stride, to + i * to_stride + k, to_stride);
+            }
+            i += kSide;
         }
     }
 }
 
-// to[0 .. count) = row[first .. first + count), zero outside of [0, length).
-template <class T>
-void copy_clipped(const T* row, int64_t length, int64_t first, T* to, int64_t count) {
-    const int64_t begin = std::clamp<int64_t>(-first, 0, count),
-                  end = std::clamp<int64_t>(length - first, begin, count);
-    std::memset(to, 0, static_cast<std::size_t>(begin) * sizeof(T));
-    if (end > begin) std::memcpy(to + begin, row + first + begin, static_cast<std::size_t>(end - begin) * sizeof(T));
-    std::memset(to + end, 0, static_cast<std::size_t>(count - end) * sizeof(T));
+// Writes the first `count` lanes.
+template <class V, class T>
+OVS_INLINE void store_first(T* to, const V& v, int64_t count) {
+    constexpr int kLanes = sizeof(V) / sizeof(T);
+    if (count >= kLanes) return store(to, v);
+    T lanes[kLanes];
+    store(lanes, v);
+    for (int64_t k = 0; k < count; ++k) to[k] = lanes[k];
 }
 
-// A rectangle of a plane of height x width, whose first pixel is (y, x), with zeros outside of the plane. `columns` is
-// a multiple of kQuad.
+// A plane of height x width, and for how many numbers from its first one may read: further planes may follow.
 template <class T>
-void copy_window(const T* plane, int64_t height, int64_t width, int64_t y, int64_t x, T* to, int64_t rows,
-                 int64_t columns, int64_t pitch) {
-    constexpr int64_t kLanes = std::min<int64_t>(kVectorBytes / sizeof(T), kQuad * 4);
-    const bool inside = x >= 0 && x + round_up(columns, kLanes) <= width;
-    for (int64_t k = 0; k < rows; ++k, to += pitch) {
-        const int64_t row = y + k;
-        if (row < 0 || row >= height) {
-            std::memset(to, 0, static_cast<std::size_t>(columns) * sizeof(T));
-        } else if (inside) {
-            const T* const from = plane + row * width + x;
-            for (int64_t i = 0; i < columns; i += kLanes) store(to + i, load<Vec<T, kLanes>>(from + i));
-        } else {
-            copy_clipped(plane + row * width, width, x, to, columns);
+struct Plane {
+    const T* data;
+    int64_t height, width, readable;
+};
+
+// The rectangle whose first pixel is (y, x). What lies outside of the plane is zero with kZeros, else any number.
+// `columns` is rounded up to whole vectors; `pitch` has room for them.
+template <bool kZeros, class T>
+void copy_window(const Plane<T>& plane, int64_t y, int64_t x, int64_t rows, int64_t columns, T* to, int64_t pitch) {
+    constexpr int kLanes = kVectorBytes / sizeof(T);
+    using V = Vec<T, kLanes>;
+    for (int64_t k = y; k < y + rows; ++k, to += pitch) {
+        const int64_t first = k * plane.width + x;
+        const bool inside = kZeros ? k >= 0 && k < plane.height && x >= 0 && x + columns <= plane.width
+                                   : first + round_up(columns, kLanes) <= plane.readable;
+        if (inside && first + round_up(columns, kLanes) <= plane.readable) {
+            for (int64_t i = 0; i < columns; i += kLanes) store(to + i, load<V>(plane.data + first + i));
+            continue;
+        }
+        for (int64_t i = 0; i < columns; i += kLanes) {
+            const int64_t at = x + i;
+            if (k < 0 || k >= plane.height || at + kLanes <= 0 || at >= plane.width) {
+                store(to + i, V{});
+            } else if (at >= 0 && at + kLanes <= plane.width) {
+                store(to + i, load<V>(plane.data + first + i));
+            } else {
+                for (int64_t lane = 0; lane < kLanes; ++lane) {
+                    const bool in_row = at + lane >= 0 && at + lane < plane.width;
+                    to[i + lane] = in_row ? plane.data[first + i + lane] : T(0);
+                }
+            }
         }
     }
 }
+
+// Asks for the lines of a few rectangles ahead of their use, some at a time. Rows of a tile lie too far apart for the
+// processor to see what comes next. `kWrite`: they will be written.
+template <bool kWrite>
+class Ahead {
+public:
+    // planes x rows rectangles of `numbers` numbers; strides in numbers.
+    template <class T>
+    Ahead(const T* first, int64_t planes, int64_t plane_stride, int64_t rows, int64_t row_stride, int64_t numbers)
+        : base_(reinterpret_cast<const char*>(first)),
+          plane_bytes_(plane_stride * static_cast<int64_t>(sizeof(T))),
+          row_bytes_(row_stride * static_cast<int64_t>(sizeof(T))),
+          rows_(rows),
+          lines_(ceil_div(numbers * static_cast<int64_t>(sizeof(T)), kLine) + 1),
+          left_(numbers > 0 && planes > 0 && rows > 0 ? planes * rows * lines_ : 0),
+          next_(base_) {}
+
+    int64_t left() const { return left_; }
+
+    void some(int64_t count) {
+        count = std::min(count, left_);
+        left_ -= count;
+        for (; count > 0; --count) {
+            __builtin_prefetch(next_, kWrite ? 1 : 0, 2);
+            next_ += kLine;
+            if (++line_ < lines_) continue;
+            line_ = 0;
+            if (++row_ == rows_) {
+                row_ = 0;
+                base_ += plane_bytes_;
+            }
+            next_ = base_ + row_ * row_bytes_;
+        }
+    }
+
+private:
+    static constexpr int64_t kLine = 64;
+    const char* base_;
+    int64_t plane_bytes_, row_bytes_, rows_, lines_, left_;
+    int64_t line_ = 0, row_ = 0;
+    const char* next_;
+};
 
 }  // namespace
 }  // namespace OVS_ISA

@@ -3,6 +3,8 @@
 // Included by adaptive_cpu_isa.cpp, once per instruction-set level.
 #pragma once
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "common/simd.h"
 
@@ -10,10 +12,28 @@ namespace ovs {
 namespace OVS_ISA {
 namespace {
 
+// body(0), body(1), .. body(kCount - 1), as constants: an array with constant indices only is kept in registers, one
+// that a loop runs over may not be, even if the loop is unrolled later.
+template <class Body, int... kIndex>
+OVS_INLINE void for_each_constant(const Body& body, std::integer_sequence<int, kIndex...>) {
+    (body(std::integral_constant<int, kIndex>{}), ...);
+}
+template <int kCount, class Body>
+OVS_INLINE void for_constants(const Body& body) {
+    for_each_constant(body, std::make_integer_sequence<int, kCount>{});
+}
+#define OVS_BODY(name) [&](auto name) __attribute__((always_inline))
+
+// Where the filters of a tile lie: one row of columns per row r of the window, row y of the tile (i = r - y) and tap j:
+//     taps + r * per_window_row + y * per_row + j * per_tap
+struct TapStrides {
+    int64_t per_window_row, per_row, per_tap;
+};
+
 // Sums of kChannels channels and kRows rows of one vector of columns, taps from above to below and left to right.
 //
 // A vector of a window is loaded once for all rows that reach it, and a vector of filters once for all channels: with 6
-// rows and 4 channels 24 products need about 8 loads.
+// rows and 4 channels 24 products need 10 loads.
 template <class T, int kRows, int kChannels>
 struct TapSums {
     static constexpr int kLanes = kVectorBytes / sizeof(T);
@@ -21,60 +41,48 @@ struct TapSums {
 
     V sums[kChannels][kRows];
 
-    // Products of a window's row with the filters of the tile's rows kFirst .. kLast - 1. Returns where the next
-    // filters lie. With step 0 they stand above the result's column, with step 1 above the window's.
+    // Products of a row of the window with the filters of the tile's rows kFirst .. kLast - 1.
     template <int kFirst, int kLast>
-    OVS_INLINE const T* add_row(const T* row, int64_t plane, const T* taps, int64_t pitch, int64_t step,
-                                int64_t filter_width) {
-        for (int64_t j = 0; j < filter_width; ++j, taps += (kLast - kFirst) * pitch) {
+    OVS_INLINE void add_row(const T* row, int64_t plane, const T* taps, const TapStrides& strides, int64_t width) {
+        taps += kFirst * strides.per_row;
+        for (int64_t j = 0; j < width; ++j, taps += strides.per_tap) {
             V pixels[kChannels];
-            OVS_UNROLL
-            for (int c = 0; c < kChannels; ++c) pixels[c] = load<V>(row + c * plane + j);
-            OVS_UNROLL
-            for (int y = kFirst; y < kLast; ++y) {
-                const V weight = load<V>(taps + (y - kFirst) * pitch + j * step);
-                OVS_UNROLL
-                for (int c = 0; c < kChannels; ++c) sums[c][y] += pixels[c] * weight;
-            }
+            for_constants<kChannels>(OVS_BODY(c) { pixels[c] = load<V>(row + c * plane + j); });
+            for_constants<kLast - kFirst>(OVS_BODY(k) {
+                const V weight = load<V>(taps + k * strides.per_row);
+                for_constants<kChannels>(OVS_BODY(c) { sums[c][kFirst + k] += pixels[c] * weight; });
+            });
         }
-        return taps;
     }
 
-    // Rows 0 .. kRows - 2 of a window: the tile's rows join in one by one.
-    template <int kRow>
-    OVS_INLINE const T* add_first_rows(const T* window, int64_t plane, int64_t window_pitch, const T* taps,
-                                       int64_t pitch, int64_t step, int64_t filter_width) {
+    // The first kRows - 1 rows of a window: the tile's rows join in one by one.
+    template <int kRow = 0>
+    OVS_INLINE void add_first_rows(const T* row, int64_t plane, int64_t pitch, const T* taps, const TapStrides& strides,
+                                   int64_t width) {
         if constexpr (kRow < kRows - 1) {
-            taps = add_row<0, kRow + 1>(window + kRow * window_pitch, plane, taps, pitch, step, filter_width);
-            return add_first_rows<kRow + 1>(window, plane, window_pitch, taps, pitch, step, filter_width);
+            add_row<0, kRow + 1>(row, plane, taps, strides, width);
+            add_first_rows<kRow + 1>(row + pitch, plane, pitch, taps + strides.per_window_row, strides, width);
         }
-        return taps;
     }
     // The last kRows - 1 rows: they leave one by one.
-    template <int kRow>
-    OVS_INLINE const T* add_last_rows(const T* window, int64_t plane, int64_t window_pitch, const T* taps,
-                                      int64_t pitch, int64_t step, int64_t filter_width) {
+    template <int kRow = 1>
+    OVS_INLINE void add_last_rows(const T* row, int64_t plane, int64_t pitch, const T* taps, const TapStrides& strides,
+                                  int64_t width) {
         if constexpr (kRow < kRows) {
-            taps = add_row<kRow, kRows>(window, plane, taps, pitch, step, filter_width);
-            return add_last_rows<kRow + 1>(window + window_pitch, plane, window_pitch, taps, pitch, step, filter_width);
+            add_row<kRow, kRows>(row, plane, taps, strides, width);
+            add_last_rows<kRow + 1>(row + pitch, plane, pitch, taps + strides.per_window_row, strides, width);
         }
-        return taps;
     }
 
-    // filter_height >= kRows.
-    OVS_INLINE void add(const T* window, int64_t plane, int64_t window_pitch, const T* taps, int64_t pitch,
-                        int64_t step, int64_t filter_height, int64_t filter_width) {
-        OVS_UNROLL
-        for (int c = 0; c < kChannels; ++c) {
-            OVS_UNROLL
-            for (int y = 0; y < kRows; ++y) sums[c][y] = V{};
+    // height >= kRows, of the filters.
+    OVS_INLINE void add(const T* window, int64_t plane, int64_t pitch, const T* taps, const TapStrides& strides,
+                        int64_t height, int64_t width) {
+        for_constants<kChannels * kRows>(OVS_BODY(k) { sums[k / kRows][k % kRows] = V{}; });
+        add_first_rows(window, plane, pitch, taps, strides, width);
+        for (int64_t r = kRows - 1; r < height; ++r) {
+            add_row<0, kRows>(window + r * pitch, plane, taps + r * strides.per_window_row, strides, width);
         }
-        taps = add_first_rows<0>(window, plane, window_pitch, taps, pitch, step, filter_width);
-        window += (kRows - 1) * window_pitch;
-        for (int64_t r = kRows - 1; r < filter_height; ++r, window += window_pitch) {
-            taps = add_row<0, kRows>(window, plane, taps, pitch, step, filter_width);
-        }
-        add_last_rows<1>(window, plane, window_pitch, taps, pitch, step, filter_width);
+        add_last_rows(window + height * pitch, plane, pitch, taps + height * strides.per_window_row, strides, width);
     }
 };
 

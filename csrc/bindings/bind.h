@@ -147,6 +147,9 @@ void bind_attention(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_pixels(py::module_& m);
 void bind_propagate(py::module_& m);
+void bind_templates(py::module_& m);
+void bind_transport(py::module_& m);
+void bind_upsample(py::module_& m);
 void bind_windows(py::module_& m);
 
 }  // namespace ovs::bindings

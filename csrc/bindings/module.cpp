@@ -75,5 +75,8 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_pixels(m);
     ovs::bindings::bind_propagate(m);
+    ovs::bindings::bind_templates(m);
+    ovs::bindings::bind_transport(m);
+    ovs::bindings::bind_upsample(m);
     ovs::bindings::bind_windows(m);
 }

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     expect_choice,
@@ -21,7 +22,11 @@ from ..reference import transport as reference
 from . import register
 
 SINKHORN, TRANSPORT_MAP = "sinkhorn", "transport_map"
-DOMAINS = ("auto", "plain", "log")
+# The numbers of csrc/transport/transport.h.
+COST_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DOMAINS = {"auto": 0, "plain": 1, "log": 2}
+READOUTS = {None: 0, "receiver": 1, "source": 2, "plan_cost": 3}
+COST_FAULT, MARGINAL_FAULTS = 1, {2: "a", 3: "b", 4: "mass"}
 COSTS = "finite numbers >= 0"
 
 
@@ -70,7 +75,7 @@ def plan(cost, a, b, epsilon, max_iter, tol, domain, readout) -> Plan:
     expect_positive(op, "epsilon", epsilon)
     expect_integer(op, "max_iter", max_iter, 1, 2**31 - 1)
     expect_not_negative(op, "tol", tol)
-    expect_choice(op, "domain", domain, DOMAINS)
+    expect_choice(op, "domain", domain, tuple(DOMAINS))
     if readout is not None:
         expect_choice(op, "readout", readout, reference.READOUTS)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -118,12 +123,79 @@ def _reference(p: Plan, cost, a, b, info: bool, **options) -> tuple[Tensor, ...]
     return *(result.to(p.dtype) for result in results), errors, status
 
 
-def _solve(p: Plan, cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info):
-    """Either operator, on any device, by the definition."""
+def _arguments(p: Plan, tensors: dict[str, Tensor | None], **options) -> dict:
+    """Keyword arguments that the CPU and the CUDA function share; the tensors must outlive the call."""
+    pointers = {
+        name: 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr() for name, tensor in tensors.items()
+    }
+    b = tensors["b"]
+    return pointers | {
+        "num_rows": p.num_rows,
+        "num_columns": p.num_columns,
+        "num_classes": p.num_classes,
+        "b_per_class": b is not None and b.dim() == 2,
+        "cost_type": COST_TYPES[tensors["cost"].dtype],
+        "domain": DOMAINS[options.pop("domain")],
+        "readout": READOUTS[p.readout],
+        **options,
+    }
+
+
+def _tensors(p: Plan, cost: Tensor, a: Tensor, b: Tensor | None, info: bool) -> dict[str, Tensor | None]:
+    """What a kernel reads and writes, contiguous, marginals and results in the dtype of the computation."""
+    results = [_native.allocate(shape, p.compute_dtype, a.device) for shape in p.result_shapes]
+    f, g, made = (*results, None) if p.readout is None else (None, None, *results)
+    errors, status = p.info_shapes(info)
+    return {
+        "cost": cost.contiguous(),
+        "a": a.to(p.compute_dtype).contiguous(),
+        "b": None if b is None else b.to(p.compute_dtype).contiguous(),
+        "f": f,
+        "g": g,
+        "map": made,
+        "errors": torch.empty(errors, dtype=torch.float64, device=a.device),
+        "status": torch.empty(status, dtype=torch.int64, device=a.device),
+    }
+
+
+def _results(p: Plan, tensors: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+    results = [tensors[name] for name in ("f", "g", "map") if tensors[name] is not None]
+    return *(result.to(p.dtype) for result in results), tensors["errors"], tensors["status"]
+
+
+def _tolerance(a: Tensor, b: Tensor | None) -> float:
+    return max(reference.mass_tolerance(marginal.dtype) for marginal in (a, b) if marginal is not None)
+
+
+def _cpu(p: Plan, cost, a, b, normalize, check, info, **options):
+    native = _native.cpu_module()
+    if native is None:
+        if check:
+            _check_values(p, cost, a, b, normalize)
+        return _reference(p, cost, a, b, info, normalize=normalize, **options)
+    tensors = _tensors(p, cost, a, b, info)
+    common = _arguments(p, tensors, normalize=normalize, mass_tolerance=_tolerance(a, b), **options)
+    common["dtype"] = _native.DTYPES[p.compute_dtype]
+    num_bytes = getattr(native, f"{p.op}_cpu_workspace_bytes")(**common)
+    workspace = _native.allocate((num_bytes,), torch.uint8, a.device)
+    fault, row, column = getattr(native, f"{p.op}_cpu")(
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        num_threads=torch.get_num_threads(),
+        isa=_native.ISA_NUMBERS[_native.isa()],
+        **common,
+    )
+    if fault == COST_FAULT:
+        _refuse_cost(p, cost, row, column)
+    if fault:
+        _refuse_marginal(p, MARGINAL_FAULTS[fault], a, b, row, column)
+    return _results(p, tensors)
+
+
+def _cuda(p: Plan, cost, a, b, normalize, check, info, **options):
     if check:
         _check_values(p, cost, a, b, normalize)
-    options = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol, "exact_iters": exact_iters}
-    return _reference(p, cost, a, b, info, domain=domain, normalize=normalize, **options)
+    return _reference(p, cost, a, b, info, normalize=normalize, **options)
 
 
 def _fake_results(p: Plan, a: Tensor, info: bool) -> tuple[Tensor, ...]:
@@ -132,18 +204,30 @@ def _fake_results(p: Plan, a: Tensor, info: bool) -> tuple[Tensor, ...]:
     return *results, a.new_empty(errors, dtype=torch.float64), a.new_empty(status, dtype=torch.int64)
 
 
-def _sinkhorn(cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info):
-    p = plan(cost, a, b, epsilon, max_iter, tol, domain, None)
-    return _solve(p, cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info)
+def _sinkhorn(run):
+    """The implementation of `sinkhorn` by `run`, which is `_cpu` or `_cuda`."""
+
+    def implementation(cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info):
+        p = plan(cost, a, b, epsilon, max_iter, tol, domain, None)
+        options = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol, "exact_iters": exact_iters, "domain": domain}
+        return run(p, cost, a, b, normalize, check, info, **options)
+
+    return implementation
+
+
+def _transport_map(run):
+    """The implementation of `transport_map` by `run`."""
+
+    def implementation(cost, a, b, epsilon, max_iter, tol, exact_iters, readout, domain, normalize, check, info):
+        p = plan(cost, a, b, epsilon, max_iter, tol, domain, readout)
+        options = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol, "exact_iters": exact_iters, "domain": domain}
+        return run(p, cost, a, b, normalize, check, info, **options)
+
+    return implementation
 
 
 def _fake_sinkhorn(cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info):
     return _fake_results(plan(cost, a, b, epsilon, max_iter, tol, domain, None), a, info)
-
-
-def _transport_map(cost, a, b, epsilon, max_iter, tol, exact_iters, readout, domain, normalize, check, info):
-    p = plan(cost, a, b, epsilon, max_iter, tol, domain, readout)
-    return _solve(p, cost, a, b, epsilon, max_iter, tol, exact_iters, domain, normalize, check, info)
 
 
 def _fake_transport_map(cost, a, b, epsilon, max_iter, tol, exact_iters, readout, domain, normalize, check, info):
@@ -194,8 +278,8 @@ def _transport_map_samples(device: str) -> list[tuple]:
 register(
     "sinkhorn(Tensor cost, Tensor a, Tensor? b, float epsilon, int max_iter, float tol, bool exact_iters, str domain, "
     "bool normalize, bool check, bool info) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_sinkhorn,
-    cuda=_sinkhorn,
+    cpu=_sinkhorn(_cpu),
+    cuda=_sinkhorn(_cuda),
     fake=_fake_sinkhorn,
     gradient=None,
     samples=_sinkhorn_samples,
@@ -203,8 +287,8 @@ register(
 register(
     "transport_map(Tensor cost, Tensor distributions, Tensor? b, float epsilon, int max_iter, float tol, "
     "bool exact_iters, str readout, str domain, bool normalize, bool check, bool info) -> (Tensor, Tensor, Tensor)",
-    cpu=_transport_map,
-    cuda=_transport_map,
+    cpu=_transport_map(_cpu),
+    cuda=_transport_map(_cuda),
     fake=_fake_transport_map,
     gradient=None,
     samples=_transport_map_samples,

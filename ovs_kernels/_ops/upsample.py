@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     expect_choice,
@@ -44,6 +45,7 @@ class Plan:
     sigma_spatial: float
     sigma_range: float
     radius: int
+    omit: bool
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -120,6 +122,7 @@ def plan(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_policy) ->
         sigma_spatial,
         sigma_range,
         radius,
+        nan_policy == "omit",
     )
 
 
@@ -153,6 +156,7 @@ def plan_backward(v_up, guide, missing, size, sigma_spatial, sigma_range, radius
         sigma_spatial,
         sigma_range,
         radius,
+        missing is not None,
     )
 
 
@@ -166,24 +170,77 @@ def _unit_guide(p: Plan, guide: Tensor) -> Tensor:
     return guide.to(p.compute_dtype) / 255 if guide.dtype == torch.uint8 else guide.to(p.compute_dtype)
 
 
+def _use_reference(on_cuda: bool) -> bool:
+    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
+
+
+def _run(p: Plan, operator: str, guide: Tensor, on_cuda: bool, **tensors: Tensor | None) -> None:
+    """Calls the compiled module. `tensors`: maps, up, labels and missing, as far as there are, all contiguous."""
+    native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
+    # Bytes stay numbers up to 255, whose differences are exact; the kernel knows their scale by sigma_range.
+    scale = 255.0 if guide.dtype == torch.uint8 else 1.0
+    guide = guide.to(p.compute_dtype).contiguous()
+    pointers = {
+        name: 0 if tensors.get(name) is None else tensors[name].data_ptr()
+        for name in ("maps", "up", "labels", "missing")
+    }
+    common = {
+        **pointers,
+        "guide": guide.data_ptr(),
+        "batch": p.batch,
+        "num_classes": p.num_classes,
+        "low_height": p.low[0],
+        "low_width": p.low[1],
+        "height": p.size[0],
+        "width": p.size[1],
+        "label_bytes": 4 if p.label_dtype == torch.int32 else 1,
+        "sigma_spatial": p.sigma_spatial,
+        "sigma_range": p.sigma_range * scale,
+        "radius": p.radius,
+        "omit": p.omit,
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    if on_cuda:
+        num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**common)
+        where = {"device": guide.device.index or 0, "stream": _native.current_stream(guide.device)}
+    else:
+        threads = torch.get_num_threads()
+        num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
+        where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
+    workspace = _native.allocate((num_bytes,), torch.uint8, guide.device)
+    function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
+    function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
+
+
 def _upsample(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_policy, on_cuda: bool) -> Tensor:
     p = plan(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_policy)
     if p.empty:
         return maps.new_empty(p.result_shape, dtype=p.label_dtype or p.dtype)
-    maps = _four_axes(p, maps).to(p.compute_dtype)
-    up = reference.joint_bilateral_upsample(maps, _unit_guide(p, guide), omit=nan_policy == "omit", **p.window)
-    return reference.best_class(up).reshape(p.result_shape) if labels else up.reshape(p.result_shape).to(p.dtype)
+    maps = maps.to(p.compute_dtype)
+    if _use_reference(on_cuda):
+        up = reference.joint_bilateral_upsample(_four_axes(p, maps), _unit_guide(p, guide), omit=p.omit, **p.window)
+        return reference.best_class(up).reshape(p.result_shape) if labels else up.reshape(p.result_shape).to(p.dtype)
+    maps = maps.contiguous()
+    result = _native.allocate(p.result_shape, p.label_dtype or p.compute_dtype, maps.device)
+    _run(p, NAME, guide, on_cuda, maps=maps, **{"labels" if labels else "up": result})
+    return result if labels else result.to(p.dtype)
 
 
 def _upsample_backward(v_up, guide, missing, size, sigma_spatial, sigma_range, radius, on_cuda: bool) -> Tensor:
     p = plan_backward(v_up, guide, missing, size, sigma_spatial, sigma_range, radius)
     if p.empty:
         return v_up.new_zeros(p.maps_shape)
-    v_up = _four_axes(p, v_up).to(p.compute_dtype)
-    v_maps = reference.joint_bilateral_upsample_backward(
-        v_up, _unit_guide(p, guide), _four_axes(p, missing), p.low, **p.window
-    )
-    return v_maps.reshape(p.maps_shape).to(p.dtype)
+    v_up = v_up.to(p.compute_dtype)
+    if _use_reference(on_cuda):
+        v_maps = reference.joint_bilateral_upsample_backward(
+            _four_axes(p, v_up), _unit_guide(p, guide), _four_axes(p, missing), p.low, **p.window
+        )
+        return v_maps.reshape(p.maps_shape).to(p.dtype)
+    v_up = v_up.contiguous()
+    missing = None if missing is None else missing.contiguous()
+    v_maps = _native.allocate(p.maps_shape, p.compute_dtype, v_up.device)
+    _run(p, BACKWARD, guide, on_cuda, maps=v_maps, up=v_up, missing=missing)
+    return v_maps.to(p.dtype)
 
 
 def _fake(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_policy):

@@ -6,6 +6,7 @@ from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
+from .templates import fuse_experts, template_entropy
 from .transport import sinkhorn, transport_map
 from .upsample import joint_bilateral_upsample, joint_bilateral_upsample_backward
 from .windows import merge_windows, merge_windows_backward
@@ -16,6 +17,7 @@ __all__ = [
     "adaptive_conv_input_backward",
     "attention_mean",
     "doubly_stochastic",
+    "fuse_experts",
     "joint_bilateral_upsample",
     "joint_bilateral_upsample_backward",
     "knn_graph",
@@ -26,5 +28,6 @@ __all__ = [
     "merge_windows_backward",
     "pixel_features",
     "sinkhorn",
+    "template_entropy",
     "transport_map",
 ]

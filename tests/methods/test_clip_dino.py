@@ -255,6 +255,15 @@ def test_sources_by_name_cover_the_whole_photo(packages, clip_folder, dino_weigh
         load_attention(f"local-dir:{clip_folder}", layer=3, backbone=clip.backbone)
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("clip", "laion2B"), ("dino", "dino_vitbase8_pretrain"), ("dinov2", "dinov2_vitb14_pretrain")],
+)
+def test_short_names_of_sources_are_models(packages, name, model):
+    with pytest.raises(UserError, match=rf"fetch .*{model}.*--attention-weights "):
+        load_attention(name)
+
+
 def value_hook(vit, batch, mean, std):
     """What the last block's qkv layer puts out while timm runs its own forward pass: the third part."""
     seen = []

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 pytest.importorskip("PIL")
 
 from ovs_methods.attention import DiffusionAttention, attention_files, load_attention
-from ovs_methods.attention.diffusion import parse_blocks
+from ovs_methods.attention.diffusion import parse_blocks, self_attention
 from ovs_methods.backbones.weights import import_models
 from ovs_methods.errors import MissingDependency, UserError
 from PIL import Image
@@ -179,6 +180,24 @@ def test_coarser_blocks_are_enlarged_on_both_sides(pipeline, saved):
     assert alone.grid == (4, 4)
 
 
+@pytest.mark.parametrize(("heads", "text", "linear"), [((5, 10, 20, 20), 1024, True), (8, 768, False)])
+def test_the_default_blocks_are_those_of_the_published_networks(diffusers, heads, text, linear):
+    """Stable Diffusion 2 and 1.5 as published, without memory for their numbers."""
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=heads,
+            cross_attention_dim=text,
+            use_linear_projection=linear,
+        )
+    for block in parse_blocks("up_0,up_1,up_2,down_0,down_1"):
+        attention = self_attention(unet, block, "sd")
+        assert attention is unet.get_submodule(f"{block}.transformer_blocks.0.attn1")
+        assert attention.to_q.out_features == 320
+        assert attention.heads == (heads if isinstance(heads, int) else heads[0])
+        assert attention.scale == (320 / attention.heads) ** -0.5
+
+
 def test_photos_are_looked_at_as_squares(saved):
     source = DiffusionAttention(str(saved), image_size=64)
     wide = photo(30, 100)
@@ -210,6 +229,54 @@ def test_names_lead_to_folders_and_identities(saved, tmp_path):
     assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json"} <= files
     assert attention_files("sd2") == []
     assert set(by_name.identity["weights"]) == files
+
+
+def test_folders_beside_the_user_do_not_capture_names(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "mine")
+    shutil.copytree(saved, tmp_path / "sd2")
+    (tmp_path / "dino").mkdir()
+    assert load_attention("mine").identity["weights"] == load_attention("./sd2").identity["weights"]
+    assert attention_files("mine") == [path.relative_to(tmp_path) for path in attention_files(str(tmp_path / "mine"))]
+    for name, fetched in (("sd2", "stabilityai"), ("dino", "dino_vitbase8")):
+        assert attention_files(name) == []
+        with pytest.raises(UserError, match=f"fetch .*{fetched}"):
+            load_attention(name)
+
+
+def test_weights_of_half_precision_are_computed_with_in_single(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "half"
+    shutil.copytree(saved, folder)
+    for file in folder.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    image = photo(64, 64)
+    full, half = (DiffusionAttention(str(place), image_size=64)(image, (64, 64)).matrix for place in (saved, folder))
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.01 * full.max()
+
+
+def test_a_name_of_the_hub_is_found_in_the_download_cache(saved, tmp_path, environment):
+    """The cache as huggingface_hub lays it out, in a process of its own: it is read when the package is imported."""
+    repository, commit = tmp_path / "hub" / "models--somebody--tiny", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "import json; from ovs_methods.attention import load_attention; "
+        "print(json.dumps(load_attention('somebody/tiny').identity))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    identity = json.loads(done.stdout)
+    assert (identity["model"], identity["weights"]) == ("somebody/tiny", commit)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def _block(layer: str | int | None) -> int | None:
 
 def attention_files(name: str, weights: str | None = None) -> list[Path]:
     """The local files that decide the attention of a source; none where it is downloaded or embedded."""
+    if weights is None and (name == DIFFUSION or not (is_matrix(name) or is_diffusion(name))):
+        return []
     path = Path(weights if weights is not None else name)
     if path.is_dir():
         return weight_files(path)

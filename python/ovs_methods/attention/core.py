@@ -49,12 +49,14 @@ class Attention:
         if not (least >= 0 and most < math.inf):  # false for NaN as well
             got = "NaN" if math.isnan(least) else f"{least if least < 0 else most:g}"
             raise ValueError(f"Attention: matrix: expected finite numbers that are not negative, got {got}")
-        sums = matrix.sum(1, dtype=torch.float64)
+        sums = matrix.sum(1)
+        if sums.isinf().any():
+            sums = matrix.sum(1, dtype=torch.float64)
         if (sums == 0).any():
             row = (sums == 0).nonzero()[0].item()
             raise ValueError(f"Attention: matrix: expected rows that attend to something, got row {row} of zeros")
         if (sums - 1).abs().max() > _UNIT:
-            matrix = (matrix / sums[:, None]).float()
+            matrix = (matrix / sums[:, None]).float()  # float64 only where the sums need it
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "grid", grid)
 

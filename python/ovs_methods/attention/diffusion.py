@@ -8,6 +8,7 @@ runs untouched; the maps are computed again from these queries and keys, average
 import contextlib
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones.core import mean_attention
+from ovs_kernels import attention_mean
+
 from ..backbones.weights import fingerprint, import_models, load_weights
 from ..errors import UserError
 from ..images import to_tensor
@@ -36,13 +38,15 @@ ALIASES = {
     "down_0": "down_blocks.0.attentions.0",
     "down_1": "down_blocks.0.attentions.1",
 }
+_CONFIG = ("unet", "config.json")
 _PARTS = ("unet", "vae", "text_encoder")
 
 
 def is_diffusion(name: str) -> bool:
     """Whether a name is meant for diffusers: `sd2`, `ORG/REPO` of the hub, or a folder."""
-    prefixed = name.startswith(("hf-hub:", "local-dir:"))
-    return name == DIFFUSION or (not prefixed and ("/" in name or Path(name).is_dir()))
+    if name == DIFFUSION or name.startswith(("hf-hub:", "local-dir:")):  # the others are CLIPs
+        return name == DIFFUSION
+    return "/" in name or os.sep in name or Path(name, *_CONFIG).is_file()
 
 
 def parse_blocks(text: str) -> dict[str, float]:
@@ -118,17 +122,19 @@ class DiffusionAttention(AttentionSource):
     ):
         self._shares = parse_blocks(blocks or DEFAULT_BLOCKS)
         repository = REPOSITORY if model == DIFFUSION else model
-        folder = weights if weights is not None else (Path(model) if Path(model).is_dir() else None)
+        folder = weights
+        if folder is None and model != DIFFUSION and Path(model).exists():
+            folder = Path(model)
         if folder is None and model.startswith((".", "/", "~")):
             raise UserError("--attention", "a folder in the layout of diffusers", f"nothing at {model}")
-        if folder is not None and folder.exists() and not (folder / "unet" / "config.json").is_file():
+        if folder is not None and folder.exists() and not folder.joinpath(*_CONFIG).is_file():
             flag = flag if weights is not None else "--attention"
             wanted = f"a folder in the layout of diffusers ({', '.join(_PARTS)}, tokenizer)"
             raise UserError(flag, wanted, f"{folder}, which has no unet/config.json")
         self.name = model
         loaded = _load(repository, folder, flag)
         self._unet, self._vae, self._prompt = loaded.unet, loaded.vae, loaded.prompt
-        self._modules = {name: _self_attention(self._unet, name, model) for name in self._shares}
+        self._modules = {name: self_attention(self._unet, name, model) for name in self._shares}
         self._step = 2 ** (len(self._vae.config.block_out_channels) - 1)
         multiple = self._step * 2 ** (len(self._unet.config.down_block_types) - 1)
         if image_size < multiple or image_size % multiple:
@@ -148,15 +154,21 @@ class DiffusionAttention(AttentionSource):
         image = to_tensor(photo, (self._size, self._size))[None] * 2 - 1
         latent = self._vae.encode(image).latent_dist.mode() * self._vae.config.scaling_factor
         found = self._queries_and_keys(latent)
-        most = max(queries.shape[1] for queries, _ in found.values())
-        side, total = math.isqrt(most), 0
-        for name, (queries, keys) in found.items():
-            matrix = mean_attention(queries, keys, self._modules[name].scale)
-            total = total + self._shares[name] * enlarged(matrix, (side, side))
-        return Attention(total, (side, side))
+        finest = math.isqrt(max(queries.shape[1] for queries, _ in found.values()))
+        sides = {name: math.isqrt(queries.shape[1]) for name, (queries, _) in found.items()}
+        matrix: Tensor | None = None
+        for side in sorted(set(sides.values()), reverse=True):
+            names = [name for name in found if sides[name] == side]
+            shares = [self._shares[name] for name in names]
+            queries, keys = zip(*(found[name] for name in names), strict=True)
+            part = attention_mean(queries, keys, weights=shares, scale=1.0)
+            if len(names) < len(found):
+                part = enlarged(part, (finest, finest)).mul_(sum(shares))
+            matrix = part if matrix is None else matrix.add_(part)
+        return Attention(matrix, (finest, finest))
 
     def _queries_and_keys(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Runs the UNet as far as needed: queries and keys of each block, [heads, N, d]."""
+        """Runs the UNet as far as needed: scaled queries and keys of each block, [heads, N, d]."""
         seen: dict[tuple[str, str], Tensor] = {}
         with contextlib.ExitStack() as hooks:
             for name, module in self._modules.items():
@@ -172,7 +184,9 @@ class DiffusionAttention(AttentionSource):
                 self._unet(latent, self._timestep, encoder_hidden_states=self._prompt)
         split = {place: rows.unflatten(-1, (self._modules[place[0]].heads, -1)) for place, rows in seen.items()}
         heads = {place: rows.transpose(0, 1).contiguous() for place, rows in split.items()}
-        return {name: (heads[name, "to_q"], heads[name, "to_k"]) for name in self._modules}
+        return {
+            name: (heads[name, "to_q"] * module.scale, heads[name, "to_k"]) for name, module in self._modules.items()
+        }
 
 
 def enlarged(matrix: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -247,7 +261,7 @@ def _without_bars(transformers: Any) -> Any:
             logging.enable_progress_bar()
 
 
-def _self_attention(unet: Any, name: str, model: str) -> Any:
+def self_attention(unet: Any, name: str, model: str) -> Any:
     """The attention that a block's name means."""
     found = [path for path, module in unet.named_modules() if path.endswith("attn1") and hasattr(module, "to_q")]
     path = name if name in found else f"{name}.transformer_blocks.0.attn1"

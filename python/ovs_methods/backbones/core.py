@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovs_kernels import attention_mean
+
 from ..errors import UserError
 from ..images import to_tensor
 
@@ -117,22 +119,19 @@ def resized_positions(table: Tensor, prefix: int, grid: tuple[int, int], stored:
     return torch.cat([table[:prefix], patches])
 
 
-def mean_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
-    """A block's self-attention, averaged over its heads.
+def mean_attention(queries: Tensor, keys: Tensor, prefix: int) -> Tensor:
+    """A block's self-attention among patches, averaged over its heads.
 
     Args:
-        queries: [heads, N, d].
+        queries: [B, heads, prefix + N, d].
         keys: as the queries.
-        scale: of their products; None is 1 / sqrt(d).
+        prefix: tokens before the patches: class token and registers. They take part in the softmax.
 
     Returns:
-        [N, N], rows sum to 1.
+        [B, N, N], rows sum to 1.
     """
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    total = queries.new_zeros(queries.shape[1], keys.shape[1])
-    for q, k in zip(queries, keys, strict=True):
-        total += torch.softmax(q @ k.T * scale, -1)
-    return total / len(queries)
+    maps = [attention_mean(q, k, drop_first=prefix) for q, k in zip(queries, keys, strict=True)]
+    return maps[0][None] if len(maps) == 1 else torch.stack(maps)
 
 
 def check_block(layer: int | None, blocks: int) -> int:

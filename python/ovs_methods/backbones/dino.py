@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .core import AttentiveBackbone, check_block, mean_attention, of_patches, resized_positions, standardized
+from .core import AttentiveBackbone, check_block, mean_attention, resized_positions, standardized
 from .weights import fingerprint, import_models, load_weights
 
 # The names under which the authors publish them.
@@ -111,7 +111,7 @@ class DinoValues(AttentiveBackbone):
         batch, count, _ = tokens.shape
         qkv = attn.qkv(block.norm1(tokens)).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
-        return of_patches(torch.stack([mean_attention(q, k) for q, k in zip(queries, keys, strict=True)]), prefix)
+        return mean_attention(queries, keys, prefix)
 
 
 def _source(timm: Any, model: str) -> str:

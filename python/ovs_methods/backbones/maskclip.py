@@ -22,7 +22,6 @@ from .core import (
     AttentiveBackbone,
     check_block,
     mean_attention,
-    of_patches,
     resized_positions,
     standardized,
 )
@@ -128,9 +127,7 @@ class MaskClip(AttentiveBackbone):
         blocks, attention = visual.transformer.resblocks, tokens.new_empty(0)
         for number, block in enumerate(blocks):
             if number == attention_layer:
-                queries, keys = _projected(block, tokens, "qk")
-                maps = torch.stack([mean_attention(q, k) for q, k in zip(queries, keys, strict=True)])
-                attention = of_patches(maps, 1)
+                attention = mean_attention(*_projected(block, tokens, "qk"), prefix=1)
             if number < len(blocks) - 1:
                 tokens = block(tokens) if batch_first else block(tokens.transpose(0, 1)).transpose(0, 1)
         last_block = _key_key_block if self.logits == "kk" else _value_block
