@@ -74,7 +74,6 @@ def implementations(channels: int, height: int, width: int, side: int, what: str
         return lambda inputs: _comparable(function(*_pair(inputs, what), **options), what)
 
     bands = (16, 32)
-    sums = peers.filters_gradient_taps
     if what == BY_INPUT:
         return [
             Implementation("ovs_kernels", OURS, run(torch.ops.ovs_kernels.adaptive_conv_input_backward)),
