@@ -77,9 +77,12 @@ def attention_mean(
     Non-finite: a NaN or an infinite number in a query makes its row NaN; one in a key makes every row NaN whose product
         with it is NaN or +Inf, as softmax does, and then all column sums and the maximum are NaN. Large finite logits
         are safe. A row that gives less than about 1e-38 to the kept tokens is NaN.
-    Memory: the map of a head, three times in the worst case.
+    Memory: beyond the result, on CPU two tiles of 32 queries by Nk in the dtype of the computation per thread, and with
+        `return_info` 1/32 of the matrix; on CUDA three numbers per head and query, and with `return_info` 1/64 of the
+        matrix. `keep` copies queries and keys unless it is a tail.
     Reference: DSLO, equation of the averaged self-attention; the hook of M2N2, which keeps the maps of all heads. See
-        `ovs_kernels.reference.attention`.
+        `ovs_kernels.reference.attention`. docs/attention.md gets queries and keys out of diffusers, timm and
+        open_clip models.
 
     Example:
         >>> import torch, ovs_kernels

@@ -137,8 +137,8 @@ def markov_velocity(
         rule: "first_passage": time is the first step l >= 0 with g > threshold. "delta_literal": the first l >= 1 at
             which g changes by at most the threshold, as the paper prints it. "settling": one more than the last step at
             which g changes by more than the threshold; the result is then the time itself, as the slowest class wins.
-        interpolate: "first_passage" between two steps: l - (g_l - threshold) / (g_l - g_{l-1} + 1e-6), and for l = 1
-            with 1 - threshold in the place of the difference.
+        interpolate: "first_passage" between two steps: l - (g_l - threshold) / (g_l - g_{l-1} + 1e-6); for l = 1 and
+            state_scale="max" with 1 - threshold in the place of the difference.
         state_scale: what g is: "max", the state divided by its maximum; "none", the state; "N", the state times N.
         min_time: shortest time that counts, so that a patch reached at once has velocity 1 / min_time.
         check: raise for an entry that is negative, NaN or infinite. On CUDA that waits for the device. Without it such

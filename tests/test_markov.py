@@ -1,6 +1,8 @@
 """`doubly_stochastic` and `markov_velocity` against the matrix rewritten and every step of the chain taken."""
 
 import math
+import re
+from pathlib import Path
 
 import markov_inputs as inputs
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 import ovs_kernels
 from ovs_kernels import doubly_stochastic, markov_velocity
+from ovs_kernels._ops.markov import RULES, STAGES, STATE_SCALES
 from ovs_kernels.testing import assert_close_rel
 
 # Float32 against float64, as a share of the largest entry of T.
@@ -20,7 +23,6 @@ SINGLE_TIME = 5e-3
 DOUBLE_TIME = 1e-9
 
 SIZES = [1, 2, 3, 17, 64, 129, 300]
-RULES = ["first_passage", "delta_literal", "settling"]
 
 
 def assert_times(actual, expected, tol):
@@ -226,6 +228,14 @@ def test_the_definition_can_be_forced(monkeypatch):
     assert_close_rel(markov_velocity(matrix, starts), compiled, 1e-4)
     r, c = doubly_stochastic(matrix)
     assert_close_rel(scaled(matrix, r, c), inputs.rewritten(matrix, 15), SINGLE)
+
+
+def test_numbers_of_the_enums_are_those_of_the_core():
+    text = (Path(__file__).parents[1] / "csrc/markov/markov.h").read_text()
+    for kind, numbers in (("MarkovRule", RULES), ("StateScale", STATE_SCALES), ("ChainStage", STAGES)):
+        body = re.search(rf"enum class {kind} : int {{(.*?)}}", text)[1]
+        found = {name.lower(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", body)}
+        assert found == {name.replace("_", "").lower(): number for name, number in numbers.items()}
 
 
 def test_exported():

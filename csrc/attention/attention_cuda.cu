@@ -30,6 +30,10 @@ constexpr int kChunk = 16;  // features in shared memory
 constexpr int kWarps = kThreads / kWarpSize;
 static_assert(kSide * kSide == kThreads, "a thread has one place in the tile");
 
+// Blocks that a multiprocessor is to hold at once: with two the compiler keeps a thread to 128 registers.
+template <class T>
+constexpr int kBlocksPerProcessor = sizeof(T) == 4 ? 2 : 1;
+
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
     T v[kFour];
@@ -238,7 +242,7 @@ __device__ __forceinline__ void write_info(const DeviceParams<T>& d, int64_t row
         for (int warp = 1; warp < kWarps; ++warp) most = larger_or_nan(maxima[warp], most);
         d.tile_maxima[row_tile * d.column_tiles + column_tile] = most;
     }
-    __syncthreads();  // `maxima` and `memory` are free again
+    // What follows begins with a barrier before it writes to `memory`.
 }
 
 // 1 / what the heads give to the columns, NaN where that is nothing.
@@ -252,7 +256,7 @@ __device__ __forceinline__ T inverse_row_sum(const DeviceParams<T>& d, int64_t h
 
 // blockIdx: x column tile, y row tile.
 template <class T>
-__global__ void __launch_bounds__(kThreads) average_kernel(const DeviceParams<T> d) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) average_kernel(const DeviceParams<T> d) {
     GPU_SHARED(TileMemory<T>, memory, [1]);
     const AttentionParams& p = d.p;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * kTileColumns, key = p.first_key + column;

@@ -17,7 +17,7 @@ struct EntropyScratch {
     T* rows;           // [workers, source rows, K, kStrip] stretched rows of a strip
     int16_t* agreed;   // [workers, source rows] the class that all patches of a stretched row agree on, -1 for none
     int16_t* best;     // [templates, pitch] most likely class of a patch
-    int64_t* tallies;  // [workers, 5, K]
+    int64_t* tallies;  // [workers, 6, K] counts and sums
     int64_t rows_stride, agreed_stride, tally_stride;
 
     EntropyScratch(const TemplateEntropyParams& p, int workers, Workspace& ws) {
@@ -25,7 +25,7 @@ struct EntropyScratch {
         const bool pixels = p.out_height > 0;
         rows_stride = pixels ? sources * p.num_classes * kStrip : 0;
         agreed_stride = pixels ? round_up(sources, 4 * kLineNumbers) : 0;
-        tally_stride = round_up(5 * p.num_classes, kLineNumbers);
+        tally_stride = round_up(6 * p.num_classes, kLineNumbers);
         rows = ws.take<T>("rows", workers * rows_stride);
         agreed = ws.take<int16_t>("agreed", workers * agreed_stride);
         best = ws.take<int16_t>("best", pixels ? p.num_templates * p.pitch : 0);

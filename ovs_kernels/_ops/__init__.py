@@ -105,7 +105,7 @@ from . import (  # noqa: E402
     markov,  # noqa: F401
     pixels,  # noqa: F401
     propagate,  # noqa: F401
-    templates,  # noqa: F401  (each registers its operators)
+    templates,  # noqa: F401
     transport,  # noqa: F401
     upsample,  # noqa: F401
     windows,  # noqa: F401

@@ -31,7 +31,7 @@ def load_attention(
         name: `sd2`, `ORG/REPO` of the hub or a folder (Stable Diffusion in diffusers); any backbone of
             `load_backbone`, or one of SHORT_NAMES; or a matrix in a file (.npy, .npz, .pt).
         weights: a local file or folder instead of the download.
-        layer: 0-based block of a ViT, None is its usual one; for Stable Diffusion `NAME[:WEIGHT],...`.
+        layer: 0-based block of a ViT, None is the last; for Stable Diffusion `NAME[:WEIGHT],...`.
         grid: (h, w) of a matrix, if it is neither square nor in the file.
         image_size: side of the square that Stable Diffusion sees.
         backbone: the model called `name`, if it is loaded already: features and attention can then come from one
