@@ -141,7 +141,7 @@ def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=("auto", "paper", "harmless"),
         default="auto",
-        help="constants, of dslo as well: the paper's, or those that harmed no photo with the embedded backbone; auto is "
+        help="constants (of dslo, too): the paper's, or those that harmed no photo with the embedded backbone; auto is "
         "harmless for the embedded backbone and paper for the others (auto)",
     )
     group.add_argument(
