@@ -8,8 +8,8 @@ SegmentationClassPNG, and the labelme tutorial's photo. Of several frames of one
 
 Vocabularies: `points` are three pixels per class drawn from the photo's own mask, `exemplar` is the mask of another
 photo of the same folder that shares classes. Numbers are percent, the mean over a photo's classes, then over its
-draws, then over photos. Half of the photos chose the constants of the preset "harmless" (`--half choose --sweep first`,
-then `more`, and `dslo`); the other half is what is reported.
+draws, then over photos. Half of the photos chose the presets "harmless" (`--half choose --sweep first`,
+then `more`) and "embedded" (`--half choose --sweep dslo`); the other half is what is reported.
 """
 
 import argparse
@@ -293,7 +293,7 @@ def main() -> None:
         return
     runs = [("coarse", "harmless"), ("pixels", "harmless"), ("lposs", "harmless"), ("lposs+", "harmless")]
     runs += [("coarse", "paper"), ("lposs", "paper"), ("lposs+", "paper")]
-    runs += [(method, preset) for preset in ("harmless", "paper") for method in ATTENTION_METHODS]
+    runs += [(method, preset) for preset in ("embedded", "paper") for method in ATTENTION_METHODS]
     for method, preset in runs:
         print(f"{method}, preset {preset}")
         presets = DSLO_PRESETS if method in ATTENTION_METHODS else PRESETS

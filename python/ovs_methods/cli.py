@@ -139,10 +139,10 @@ def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("patch stage of lposs and lposs+ (ovs_kernels.lp_patches)")
     group.add_argument(
         "--preset",
-        choices=("auto", "paper", "harmless"),
+        choices=("auto", "paper", "harmless", "embedded"),
         default="auto",
-        help="constants (of dslo, too): the paper's, or those that harmed no photo with the embedded backbone; auto is "
-        "harmless for the embedded backbone and paper for the others (auto)",
+        help="constants: the paper's, or for the embedded backbone harmless (of lposs; they harmed no photo) and "
+        "embedded (of dslo); auto is those for the embedded backbone and paper for the others (auto)",
     )
     group.add_argument(
         "--windows",

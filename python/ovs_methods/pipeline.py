@@ -404,7 +404,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
-    parse_windows(options.patch_constants().windows)
+    parse_windows(options.windows())
     if options.uses_attention():
         _check_dslo(options, images)
     if options.method in ("pixels", "lposs+"):

@@ -115,6 +115,7 @@ def test_words_with_the_attention_of_clip_itself(ovs, tmp_path, chelsea, clip_fo
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["--preset", "harmless"], ["--preset: expected auto, paper or embedded for DSLO, got harmless"]),
         (["--theta", "2"], ["--theta: expected a number from 0 to 1, got 2"]),
         (["--nms", "none"], ["--nms", "none"]),
         (["--scale", "0"], ["--scale: expected a positive number"]),

@@ -270,6 +270,6 @@ def test_constants_out_of_range_are_one_line(changed, text):
 
 def test_auto_is_the_paper_but_for_the_embedded_backbone():
     assert choose_dslo_preset("auto", "ViT-B-16:openai", {}) == DsloPreset() == DSLO_PRESETS["paper"]
-    assert choose_dslo_preset("auto", "dinov2-small", {"theta": None}) == DSLO_PRESETS["harmless"]
+    assert choose_dslo_preset("auto", "dinov2-small", {"theta": None}) == DSLO_PRESETS["embedded"]
     changed = choose_dslo_preset("paper", "dinov2-small", {"epsilon": 0.2, "theta": None})
     assert changed == dataclasses.replace(DSLO_PRESETS["paper"], epsilon=0.2)

@@ -159,7 +159,7 @@ def maximum_velocity(start: Seeds, attention: Attention, constants: DsloPreset) 
     return maps.clamp_min(torch.finfo(maps.dtype).tiny).log() if constants.log_velocity else maps
 
 
-DSLO_PRESETS = {"paper": DsloPreset(), "harmless": DsloPreset(scale=7.0, class_weight=0.65, log_velocity=True)}
+DSLO_PRESETS = {"paper": DsloPreset(), "embedded": DsloPreset(scale=7.0, class_weight=0.65, log_velocity=True)}
 
 _MAPS = {"dslo-op": optimal_path, "dslo-mv": maximum_velocity}
 
@@ -289,7 +289,7 @@ def choose_dslo_preset(name: str, backbone: str, changed: dict[str, Any]) -> Dsl
     """The constants that a user means.
 
     Args:
-        name: paper, harmless, or auto: harmless for the embedded backbone, paper for all others.
+        name: paper, embedded, or auto: embedded for the embedded backbone, paper for all others.
         backbone: name of the backbone whose cosines the classes start from.
         changed: fields of `DsloPreset` that the user gave by themselves; None where not.
 
@@ -300,7 +300,9 @@ def choose_dslo_preset(name: str, backbone: str, changed: dict[str, Any]) -> Dsl
         UserError: one of them is out of range.
     """
     if name == "auto":
-        name = "harmless" if backbone == EMBEDDED else "paper"
+        name = "embedded" if backbone == EMBEDDED else "paper"
+    if name not in DSLO_PRESETS:
+        raise UserError("--preset", f"auto, {' or '.join(DSLO_PRESETS)} for DSLO", name)
     given = {key: value for key, value in changed.items() if value is not None}
     preset = dataclasses.replace(DSLO_PRESETS[name], **given)
     checks = [
