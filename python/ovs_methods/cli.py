@@ -44,6 +44,9 @@ examples:
   ovs segment cat.jpg --classes "cat, sofa; couch, wall" --background voc --out results
       text; downloads CLIP (ViT-B-16, laion2b) and DINO (ViT-B/16), or takes --weights and --graph-weights
 
+  ovs segment cat.jpg --point cat:210,140 --point sofa:30,40 --method dslo-mv --out results
+      the embedded backbone's own attention; for text Stable Diffusion's, or --attention clip, FILE, ...
+
 written to --out for photo.jpg:
   photo_labels.png    palette PNG, pixel values are class ids
   photo_overlay.png   the photo, the overlay and a legend
@@ -138,7 +141,7 @@ def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=("auto", "paper", "harmless"),
         default="auto",
-        help="constants: the paper's, or those that harmed no photo with the embedded backbone; auto is "
+        help="constants (of dslo, too): the paper's, or those that harmed no photo with the embedded backbone; auto is "
         "harmless for the embedded backbone and paper for the others (auto)",
     )
     group.add_argument(
@@ -268,7 +271,7 @@ def _add_segment(commands: Any) -> None:
     model.add_argument(
         "--logits",
         choices=("maskclip", "kk"),
-        help="CLIP's last block: values, or keys that attend to keys (kk for dslo)",
+        help="CLIP's last block: values, or keys that attend to keys (kk for dslo, otherwise maskclip)",
     )
     _add_patch_stage(segment)
     _add_dslo(segment)
