@@ -73,8 +73,6 @@ def implementations(channels: int, height: int, width: int, side: int, what: str
     def run(function, **options):
         return lambda inputs: _comparable(function(*_pair(inputs, what), **options), what)
 
-    bands = (16, 32)
-
     def banded(function):
         name = "PyTorch tap by tap, bands of {}"
         return [Implementation(name.format(band), PYTORCH, run(function, band=band)) for band in (16, 32)]
