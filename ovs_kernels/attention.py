@@ -83,8 +83,6 @@ def attention_mean(
         `return_info` 1/32 of the matrix; on CUDA three numbers per head and query, and with `return_info` 1/64 of the
         matrix. `keep` copies queries and keys unless it is a tail.
     Reference: DSLO, equation of the averaged self-attention; the hook of M2N2, which keeps the maps of all heads. See
-        `ovs_kernels.reference.attention`. docs/attention.md gets queries and keys out of diffusers, timm and
-        open_clip models.
         `ovs_kernels.reference.attention`. docs/attention.md shows how to get queries and keys out of models.
 
     Example:
