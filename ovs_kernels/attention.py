@@ -14,11 +14,13 @@ from ._checks import kind_text, wrong_type
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInfo:
-    """What comes with the matrix for nothing: it is on the way.
+    """Sums over the matrix that are made on the way, before it is rounded to a half type.
 
     Attributes:
-        column_sums: [M] float32 or float64, the sum of each column: the first pass of `doubly_stochastic`.
-        maximum: float32 or float64 without axes, the largest entry: what `transport_map` scales its cost by.
+        column_sums: [M] float32 or float64, the sum of each column: what iterative proportional fitting divides by
+            first, and where an empty column shows. NaN if a row is NaN.
+        maximum: float32 or float64 without axes, the largest entry; NaN if a row is NaN. As a share of Sinkhorn's
+            epsilon it says whether exp(-A / epsilon) underflows.
     """
 
     column_sums: Tensor
@@ -81,8 +83,7 @@ def attention_mean(
         `return_info` 1/32 of the matrix; on CUDA three numbers per head and query, and with `return_info` 1/64 of the
         matrix. `keep` copies queries and keys unless it is a tail.
     Reference: DSLO, equation of the averaged self-attention; the hook of M2N2, which keeps the maps of all heads. See
-        `ovs_kernels.reference.attention`. docs/attention.md gets queries and keys out of diffusers, timm and
-        open_clip models.
+        `ovs_kernels.reference.attention`. docs/attention.md shows how to get queries and keys out of models.
 
     Example:
         >>> import torch, ovs_kernels

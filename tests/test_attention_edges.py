@@ -57,6 +57,17 @@ def test_a_head_of_large_logits_beside_one_of_small(device, to_device):
     assert_close_rel(mean, by_hand([queries], [keys], scale=0.5), LARGE)
 
 
+@pytest.mark.parametrize("largest", [69.0, 69.3, 69.4, 88.0])
+def test_border_of_the_exponentials_without_a_shift(device, to_device, largest):
+    # To base 2 the logits are +-99.5, +-99.98, +-100.1 and +-127: on both sides of 100, up to which no row is shifted.
+    queries = torch.tensor([1.0, -1.0, 0.5, 1e-3])[None, :, None]
+    keys = torch.tensor([largest, -largest, largest - 1, 0.0])[None, :, None]
+    mean = attention_mean(to_device(queries), to_device(keys), scale=1.0)
+    assert_close_rel(mean, by_hand([queries], [keys], scale=1.0), LARGE)
+    low = attention_mean(to_device(queries[:, :1]), to_device(torch.full((1, 50, 1), -largest)), scale=1.0)
+    assert_close_rel(low, torch.full((1, 50), 0.02), SINGLE)
+
+
 def test_far_below_the_largest(device, to_device):
     # Logits 0, -20, -40, -60: entries as small as 1e-26 keep their digits.
     queries, keys = torch.ones(1, 3, 1), torch.tensor([0.0, -20.0, -40.0, -60.0])[None, :, None]

@@ -1,4 +1,4 @@
-"""`doubly_stochastic` and `markov_velocity` on CUDA: thread orders, streams, graphs, batches of steps."""
+"""`doubly_stochastic` and `markov_velocity` and what only CUDA has: orders, streams, graphs, batches of steps."""
 
 import os
 import subprocess

@@ -190,39 +190,41 @@ private:
         }
     }
 
-    // The filters that the tile below needs and this one does not.
-    Ahead<false> filters_below(const Tile& tile, int64_t rows) const {
-        const int64_t y = tile.y + rows, x = std::max<int64_t>(0, tile.x - pixels_.left);
-        const int64_t count = std::min(rows, p_.height - y), columns = std::min(tile.x + sizes_.columns, p_.width) - x;
-        return {filters(tile.b, count > 0 ? y : 0, x), 1, 0, count, p_.width * num_taps_, columns * num_taps_};
+    // A share of the filters that the tile below needs and this one does not.
+    void prefetch_filters_below(const Tile& tile, int64_t rows, int64_t share, int64_t shares) const {
+        const int64_t x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t count = (std::min<int64_t>(tile.x + sizes_.columns, p_.width) - x) * num_taps_;
+        const int64_t part = round_up(ceil_div(rows * count, shares), 64),
+                      end = std::min(rows * count, (share + 1) * part);
+        for (int64_t at = share * part; at < end;) {
+            const int64_t y = tile.y + rows + at / count, left = std::min(end - at, count - at % count);
+            if (y >= p_.height) return;
+            prefetch_row(filters(tile.b, y, x) + at % count, left);
+            at += left;
+        }
     }
 
-    // The same for the pixels of some channels.
-    Ahead<false> pixels_below(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
-        const int64_t y = tile.y - pixels_.up + rows + p_.filter_height - 1,
-                      x = std::max<int64_t>(0, tile.x - pixels_.left);
-        const int64_t count = std::min(rows, pixels_.height - y), size = pixels_.height * pixels_.width;
-        const int64_t columns = std::min(tile.x + sizes_.columns + p_.filter_width - 1, pixels_.width) - x;
-        return {pixels_.data + (tile.b * p_.num_channels + c) * size + (count > 0 ? y : 0) * pixels_.width + x,
-                channels,
-                size,
-                count,
-                pixels_.width,
-                columns};
+    // The pixels of some channels that the tile below needs and this one does not.
+    void prefetch_pixels_below(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
+        const int64_t first = tile.y - pixels_.up + rows + p_.filter_height - 1;
+        const int64_t last = std::min(first + rows, pixels_.height), x = std::max<int64_t>(0, tile.x - pixels_.left);
+        const int64_t columns = std::min<int64_t>(tile.x + sizes_.columns + p_.filter_width - 1, pixels_.width) - x;
+        for (int64_t k = tile.b * p_.num_channels + c; channels > 0; ++k, --channels) {
+            for (int64_t y = first; y < last; ++y) {
+                prefetch_row(pixels_.data + (k * pixels_.height + y) * pixels_.width + x, columns);
+            }
+        }
     }
 
     template <int kRows>
     void make_channels(const Tile& tile) const {
-        Ahead<false> below = filters_below(tile, kRows);
-        const int64_t share = ceil_div(below.left(), ceil_div(p_.num_channels, kChannels));
-        for (int64_t c = 0; c < p_.num_channels;) {
-            below.some(share);
-            if (p_.num_channels - c >= kChannels) {
-                make_group<kRows, kChannels>(tile, c);
-                c += kChannels;
+        const int64_t groups = p_.num_channels / kChannels, shares = groups + p_.num_channels % kChannels;
+        for (int64_t share = 0; share < shares; ++share) {
+            prefetch_filters_below(tile, kRows, share, shares);
+            if (share < groups) {
+                make_group<kRows, kChannels>(tile, share * kChannels);
             } else {
-                make_group<kRows, 1>(tile, c);
-                c += 1;
+                make_group<kRows, 1>(tile, groups * kChannels + share - groups);
             }
         }
     }
@@ -235,11 +237,8 @@ private:
         T* const made = static_cast<T*>(transposed_ ? p_.input : p_.out);
         const int64_t plane = height_ * width_;
         T* const corner = made + (tile.b * p_.num_channels + c) * plane + tile.y * width_ + tile.x;
-        Ahead<true>(corner, kGroup, plane, kRows, width_, tile.columns).some(INT64_MAX);
-        Ahead<false> below = pixels_below(tile, c, kGroup, kRows);
-        const int64_t share = ceil_div(below.left(), ceil_div(tile.columns, kLanes));
+        prefetch_pixels_below(tile, c, kGroup, kRows);
         for (int64_t x = 0; x < tile.columns; x += kLanes) {
-            below.some(share);
             TapSums<T, kRows, kGroup> s;
             s.add(window.data + x, window.plane, window.pitch, taps + x, strides, p_.filter_height, p_.filter_width);
             for_constants<kGroup * kRows>(OVS_BODY(index) {
@@ -247,13 +246,6 @@ private:
                 store_first(corner + k * plane + y * width_ + x, s.sums[k][y], tile.columns - x);
             });
         }
-    }
-
-    // The same for the centres of the windows.
-    Ahead<false> centre_below_of(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
-        const int64_t y = tile.y + rows, count = std::min(rows, p_.height - y), size = p_.height * p_.width;
-        const T* const first = static_cast<const T*>(p_.out) + (tile.b * p_.num_channels + c) * size;
-        return {first + (count > 0 ? y : 0) * p_.width + tile.x, channels, size, count, p_.width, tile.columns};
     }
 
     template <int kRows>
@@ -269,20 +261,12 @@ private:
                 copy_window<false>(plane, tile.y, tile.x, kRows, sizes_.columns,
                                    tile.centre + (k - c) * kTileRows * sizes_.columns, sizes_.columns);
             }
-            Ahead<false> below = pixels_below(tile, c, channels, kRows);
-            Ahead<false> centre_below = centre_below_of(tile, c, channels, kRows);
-            const int64_t steps = ceil_div(tile.columns, kLanes) * (kRows + p_.filter_height - 1);
-            const int64_t share = ceil_div(below.left(), steps), centre_share = ceil_div(centre_below.left(), steps);
             for (int64_t x = 0; x < tile.columns; x += kLanes) {
                 for (int64_t r = 0; r < kRows + p_.filter_height - 1; ++r) {
-                    below.some(share);
-                    centre_below.some(centre_share);
                     add_tap_row(tile, kRows, r, x, channels, c == 0);
                 }
             }
         }
-        Ahead<true>(filters(tile.b, tile.y, tile.x), 1, 0, kRows, p_.width * num_taps_, tile.columns * num_taps_)
-            .some(INT64_MAX);
         for (int64_t y = 0; y < kRows; ++y) {
             turn<kLanes>(tile.taps + y * num_taps_ * sizes_.taps_pitch, sizes_.taps_pitch,
                          filters(tile.b, tile.y + y, tile.x), num_taps_, num_taps_, tile.columns);

@@ -18,6 +18,13 @@ constexpr int64_t kPanelColumns = 256;   // columns of a work item: a multiple o
 constexpr int64_t kStatePadding = 32;    // classes' rows of state are padded to this: the widest tile
 constexpr int64_t kScalingPadding = 16;  // likewise vectors over the columns
 
+// Waking a thread for less of the matrix than this costs more than it saves.
+constexpr int64_t kEntriesPerThread = 1 << 17;
+
+inline int useful_threads(int64_t nodes, int threads) {
+    return static_cast<int>(std::clamp<int64_t>(nodes * nodes / kEntriesPerThread, 1, std::max(1, threads)));
+}
+
 inline int64_t num_panels(int64_t columns) { return ceil_div(columns, kPanelColumns); }
 
 // Rows are cut into groups of equal size. The number of groups depends on N alone, so that sums have the same order for

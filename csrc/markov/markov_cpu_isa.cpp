@@ -24,7 +24,7 @@ public:
     Chain(const MarkovParams& p, void* workspace, std::size_t bytes, int threads)
         : p_(p),
           n_(p.num_nodes),
-          threads_(threads),
+          threads_(useful_threads(p.num_nodes, threads)),
           workspace_(workspace, bytes),
           b_(p, workspace_),
           threshold_(static_cast<T>(p.threshold)) {}

@@ -28,7 +28,11 @@ class Scaler {
 
 public:
     Scaler(const ScalingParams& p, void* workspace, std::size_t bytes, int threads)
-        : p_(p), n_(p.num_nodes), threads_(threads), workspace_(workspace, bytes), b_(p, workspace_) {}
+        : p_(p),
+          n_(p.num_nodes),
+          threads_(useful_threads(p.num_nodes, threads)),
+          workspace_(workspace, bytes),
+          b_(p, workspace_) {}
 
     bool run() {
         std::fill_n(r(), n_, T(1));

@@ -38,18 +38,18 @@ constexpr int64_t kMostParts = 256;  // parts that are kept before they are writ
 
 template <class T>
 struct FuseScratch {
-    T* own;             // [patches, K] probability that an expert gives its own class
-    int16_t* best;      // [patches, K] an expert's most likely class
-    T* mean;            // [patches, K] mean over the experts; kAverage only
-    Tap<T>* rows;       // [height]
-    Tap<T>* columns;    // [width]
-    T* right;           // [width in strips, and one more] weight of the upper neighbour of each column
-    T* ends;            // [workers, parts, 2, K] left end and slope
-    T* share;           // [workers, parts, kStrip]
-    int32_t* cells;     // [workers, cells_stride] experts of a row of cells: accepted, then open
-    int32_t* beaters;   // [workers, K] classes that beat an open expert at a corner
-    T* label_best;      // [workers, width in strips]
-    int32_t* label;     // [workers, width in strips]
+    T* own;            // [patches, K] probability that an expert gives its own class
+    int16_t* best;     // [patches, K] an expert's most likely class
+    T* mean;           // [patches, K] mean over the experts; kAverage only
+    Tap<T>* rows;      // [height]
+    Tap<T>* columns;   // [width]
+    T* right;          // [width in strips, and one more] weight of the upper neighbour of each column
+    T* ends;           // [workers, parts, 2, K] left end and slope
+    T* share;          // [workers, parts, kStrip]
+    int32_t* cells;    // [workers, cells_stride] experts of a row of cells: accepted, then open
+    int32_t* beaters;  // [workers, K] classes that beat an open expert at a corner
+    T* label_best;     // [workers, width in strips]
+    int32_t* label;    // [workers, width in strips]
     int64_t parts, ends_stride, share_stride, cells_stride, beaters_stride, label_stride;
 
     FuseScratch(const FuseExpertsParams& p, int workers, Workspace& ws) {
@@ -77,10 +77,10 @@ struct FuseScratch {
 
 }  // namespace
 
-#define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                         \
-    namespace isa {                                                                                            \
+#define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                           \
+    namespace isa {                                                                                              \
     void template_entropy_level(const TemplateEntropyParams&, DType, void* workspace, std::size_t, int threads); \
-    void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);       \
+    void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);         \
     }
 #if defined(OVS_X86_LEVELS)
 OVS_DECLARE_TEMPLATES_ISA(v2)

@@ -64,7 +64,7 @@ private:
     T* log_nu(int64_t k) const { return b_.nu + k * g_.padded_columns; }
     T* log_columns(int64_t k) const { return b_.column_sums + k * g_.padded_columns; }
     T* scratch(int64_t slab) const {
-        return b_.scratch + slab * kMaxLanes * std::max(g_.padded_rows, g_.padded_columns);
+        return b_.scratch + slab * kMaxSide * std::max(g_.padded_rows, g_.padded_columns);
     }
     T cost_of(T x) const { return q_.least - static_cast<T>(p_.epsilon) * x; }
 
