@@ -164,8 +164,8 @@ def markov_velocity(
     Ties: where a state comes to the threshold slowly, rounding moves the time: see docs/markov.md.
     On CUDA: 16 steps are queued at a time, and after each batch it waits to learn whether any class still runs. While a
         graph is captured it queues all `max_steps` instead: give few, and check=False.
-    Memory: three arrays of C x N, on CUDA ten at most, and what `doubly_stochastic` needs; a copy of the matrix where the
-        temperature is not 1.
+    Memory: three arrays of C x N, on CUDA ten at most, and what `doubly_stochastic` needs; a copy of the matrix where
+        the temperature is not 1.
     Reference: DSLO, maximum velocity, with the first-passage rule of M2N2. See `ovs_kernels.reference.markov`.
 
     Example:
