@@ -17,8 +17,8 @@ from ovs_kernels.testing import assert_close_rel
 # Float32 against float64, as a share of the largest entry of T.
 SINGLE = 2e-6
 DOUBLE = 1e-12
-# Times in steps, float32 against float64 (specified: 1e-2, except at ties). Where a place comes to the threshold
-# slowly, the rounding of its state counts for more; worst seen: 1.2e-3.
+# Times in steps, float32 against float64 (specified: 1e-2, except at ties). Where a place nears the threshold slowly,
+# the rounding of its state counts for more; worst seen: 1.2e-3.
 SINGLE_TIME = 5e-3
 DOUBLE_TIME = 1e-9
 
