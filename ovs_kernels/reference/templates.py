@@ -61,7 +61,8 @@ def template_entropy(
         counts [M, K] int64, and sums [S, M, K] int64 in units of 2^-32, S = 5 with `mano`, else 2.
     """
     num_templates, num_classes, _ = text_embeddings.shape
-    features, texts = (unit_rows(rows, assume_normalized) for rows in (features, text_embeddings))
+    features = unit_rows(features, assume_normalized)
+    texts = text_embeddings if assume_normalized else unit_rows(text_embeddings, False)
     counts = torch.zeros(num_templates, num_classes, dtype=torch.int64, device=features.device)
     sums = torch.zeros(5 if mano else 2, num_templates, num_classes, dtype=torch.int64, device=features.device)
     for m in range(num_templates):
