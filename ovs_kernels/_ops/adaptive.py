@@ -11,6 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import FLOATS, dtype_text, expect_dtype, expect_rank, expect_shape, same_device, wrong_type, wrong_value
 from ..reference import adaptive as reference
 from . import Gradient, register
@@ -110,30 +111,61 @@ def plan_filters_backward(v_out: Tensor, input: Tensor) -> Plan:
 
 
 def _use_reference(on_cuda: bool) -> bool:
-    return True
+    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
 
 
-def _call(p: Plan, operator: str, first: Tensor, second: Tensor, shape: tuple[int, ...], on_cuda: bool) -> Tensor:
-    """The result of an operator of two arguments."""
+def _run(p: Plan, operator: str, arrays: dict[str, Tensor], on_cuda: bool) -> None:
+    """Calls the compiled module on `input`, `filters` and `out`, all contiguous; one of them is written."""
+    native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
+    common = {
+        **{name: array.data_ptr() for name, array in arrays.items()},
+        "batch": p.batch,
+        "num_channels": p.num_channels,
+        "height": p.height,
+        "width": p.width,
+        "filter_height": p.filter_height,
+        "filter_width": p.filter_width,
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    device = arrays["out"].device
+    if on_cuda:
+        num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**common)
+        where = {"device": device.index or 0, "stream": _native.current_stream(device)}
+    else:
+        threads = torch.get_num_threads()
+        num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
+        where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
+    workspace = _native.allocate((num_bytes,), torch.uint8, device)
+    function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
+    function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
+
+
+def _call(p: Plan, operator: str, given: dict[str, Tensor], made: str, shape: tuple[int, ...], on_cuda: bool) -> Tensor:
+    """The array `made` from the two that are `given`, in the order of the operator's arguments."""
+    first = next(iter(given.values()))
     if p.empty:
         return first.new_zeros(shape)
-    first, second = first.to(p.compute_dtype).contiguous(), second.to(p.compute_dtype).contiguous()
-    return getattr(reference, operator)(first, second).to(p.dtype)
+    if _use_reference(on_cuda):
+        return getattr(reference, operator)(*(array.to(p.compute_dtype) for array in given.values())).to(p.dtype)
+    arrays = {name: array.to(p.compute_dtype).contiguous() for name, array in given.items()}
+    arrays[made] = _native.allocate(shape, p.compute_dtype, first.device)
+    _run(p, operator, arrays, on_cuda)
+    return arrays[made].to(p.dtype)
 
 
 def _conv(input: Tensor, filters: Tensor, on_cuda: bool) -> Tensor:
     p = plan(input, filters)
-    return _call(p, NAME, input, filters, p.out_shape, on_cuda)
+    return _call(p, NAME, {"input": input, "filters": filters}, "out", p.out_shape, on_cuda)
 
 
 def _conv_input_backward(v_out: Tensor, filters: Tensor, on_cuda: bool) -> Tensor:
     p = plan_input_backward(v_out, filters)
-    return _call(p, INPUT_BACKWARD, v_out, filters, p.input_shape, on_cuda)
+    return _call(p, INPUT_BACKWARD, {"out": v_out, "filters": filters}, "input", p.input_shape, on_cuda)
 
 
 def _conv_filters_backward(v_out: Tensor, input: Tensor, on_cuda: bool) -> Tensor:
     p = plan_filters_backward(v_out, input)
-    return _call(p, FILTERS_BACKWARD, v_out, input, p.filters_shape, on_cuda)
+    return _call(p, FILTERS_BACKWARD, {"out": v_out, "input": input}, "filters", p.filters_shape, on_cuda)
 
 
 def _fake(input, filters):
