@@ -210,8 +210,8 @@ def template_entropy(
     Non-finite: a patch whose features are zero, NaN or Inf has no probabilities. It is not counted, and in
         "pixel_exact" neither are the pixels that are interpolated from it; `total` counts them. An embedding that
         is zero, NaN or Inf (with `assume_normalized` NaN only) leaves all places of its template uncounted.
-    Memory: the logits of a few templates, at most 8 MiB or those of one; in "pixel_exact" about 100 KB per thread
-        besides on CPU.
+    Memory: the logits of some templates, 4 MiB (on CUDA 256 MiB) or those of one; in "pixel_exact" on CPU besides 64
+        bytes per class and row of patches for each thread.
     Reference: FLOSS (arXiv 2504.10487), section on class-experts, and its released code, whose 1e-10 inside of the
         logarithm is left out. See `ovs_kernels.reference.templates`.
 

@@ -368,10 +368,13 @@ def _entropy(
     return counts, sums
 
 
-def _inverse_counts(p: FusePlan, device: torch.device) -> Tensor:
-    """[H, W]: 1 / the number of windows that cover a pixel."""
-    counts = torch.zeros(p.size, dtype=p.compute_dtype)
-    for y0, x0, y1, x1 in p.boxes:
+@functools.lru_cache(maxsize=16)
+def _inverse_counts(
+    boxes: tuple[tuple[int, ...], ...], size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[H, W]: 1 / the number of windows that cover a pixel; kept, so that a second CUDA call copies nothing."""
+    counts = torch.zeros(size, dtype=dtype)
+    for y0, x0, y1, x1 in boxes:
         counts[y0:y1, x0:x1] += 1
     return (1.0 / counts).to(device)
 
@@ -386,7 +389,7 @@ def _fuse_windows(p: FusePlan, features, experts, strategy, temperature, assume_
     run = _runner(FUSE, on_cuda, device, p.compute_dtype)
     height, width = p.size
     fields = {"labels": 0, "out": 0, "weights": 0, "class_stride": height * width, "row_stride": width}
-    shares = _inverse_counts(p, device) if p.merged else None
+    shares = _inverse_counts(p.boxes, p.size, p.compute_dtype, device) if p.merged else None
     for index in range(p.num_windows):
         for first in range(0, rows.shape[1], step):
             torch.mm(unit[index], rows[:, first : first + step], out=products[:, first : first + step])
