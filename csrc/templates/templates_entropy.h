@@ -237,10 +237,10 @@ private:
             const Row row{rows, source, weights, taps, size};
             Found found;
             if (label >= 0) {
-                taps == 2 ? blend<2, false>(row, found) : blend<0, false>(row, found);
+                blend_rows<false>(row, found);
                 found.top = share_at<0>(row, label);
             } else {
-                taps == 2 ? blend<2, true>(row, found) : blend<0, true>(row, found);
+                blend_rows<true>(row, found);
             }
             count(tally, found, label, y, s);
         }
@@ -267,6 +267,20 @@ private:
             share = share + broadcast(row.weights[i]) * load_pack(row.rows + row.source[i] * row.size + k * kStrip);
         }
         return share;
+    }
+
+    template <bool kCompare>
+    void blend_rows(const Row& row, Found& found) const {
+        switch (row.taps) {
+            case 2:
+                return blend<2, kCompare>(row, found);
+            case 3:
+                return blend<3, kCompare>(row, found);
+            case 4:
+                return blend<4, kCompare>(row, found);
+            default:
+                return blend<0, kCompare>(row, found);
+        }
     }
 
     template <int kTaps, bool kCompare>

@@ -34,7 +34,7 @@ public:
             if (x < p_.width) scratch_.columns[x] = tap;
             scratch_.right[x] = tap.weight;
         }
-        int64_t next = 0;  // image row that the next worker begins with
+        int64_t next = 0;  // row of cells that the next worker takes
         parallel_for(threads_, threads_, [&](int64_t worker) {
             for (;;) {
                 const int64_t a = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
@@ -350,7 +350,7 @@ private:
         w.beaters = scratch_.beaters + index * scratch_.beaters_stride;
         w.label_best = scratch_.label_best + index * scratch_.label_stride;
         w.label = scratch_.label + index * scratch_.label_stride;
-        // All rows of a cell before the next cell would write scattered pieces; all cells of a row need their lists.
+        // Row of pixels by row of pixels, so that whole rows are written; the lists of the cells are made in the first.
         int32_t* const lists = scratch_.cells + index * scratch_.cells_stride;
         for (int64_t y = y0; y < p_.height && scratch_.rows[y].low == a; ++y) {
             image_row(w, a, y, y == y0, lists);
@@ -369,8 +369,7 @@ private:
             list[0] = cell.accepted;
             list[1] = cell.open;
             for (int64_t x = x0; x < x1; x += kStrip) {
-                if (w.used + num_classes_ + 1 > scratch_.parts && most_parts() + w.used > scratch_.parts) flush(w, y);
-                if (w.num_strips == kMostParts) flush(w, y);
+                if (w.used + most_parts() > scratch_.parts || w.num_strips == kMostParts) flush(w, y);
                 Strip strip = {x, static_cast<int>(std::min<int64_t>(kStrip, x1 - x)), w.used, 0};
                 const M winner = resolve(w, strip, cell, down, load_pack(scratch_.right + x));
                 if (p_.winners != nullptr) write_winners(strip, y, winner);

@@ -37,8 +37,7 @@ OVS_HOST_DEVICE Tap<T> tap_of(int64_t o, int64_t n_in, int64_t n_out) {
     return {static_cast<int32_t>(low), static_cast<int32_t>(high), static_cast<T>(clamped - static_cast<double>(low))};
 }
 
-// The first class in `order` below which others are looked at: whether `j` with probability `other` beats the class
-// `e` with probability `own`.
+// Whether class j with probability `other` beats class e with probability `own`: of equals the lower one wins.
 template <class T>
 OVS_HOST_DEVICE bool beats(T other, int64_t j, T own, int64_t e) {
     return other > own || (other == own && j < e);
