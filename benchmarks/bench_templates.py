@@ -125,7 +125,7 @@ def expected_fusion(inputs: Inputs, size) -> Tensor:
 
 
 def count_work(kind: str, patches: int, num_templates: int | None, num_classes: int, size) -> Work:
-    """Flops, bytes and exponentials (or logarithms) that the case needs."""
+    """Flops, bytes and exponentials that the case needs."""
     rows = num_classes * (num_classes + 1 if kind == "fuse" else num_templates)
     places = patches if kind == "patch" else patches * patches
     flops = 2 * places * FEATURES * rows
@@ -134,9 +134,8 @@ def count_work(kind: str, patches: int, num_templates: int | None, num_classes: 
     how = "the products; features and embeddings once; an exponential per product"
     if kind == "pixel":
         pixels = size[0] * size[1]
-        exps += pixels * rows
-        flops += 4 * pixels * rows
-        how += "; a logarithm and 4 flops per pixel, template and class"
+        flops += 20 * pixels * rows
+        how += "; a logarithm (16 flops) and 4 flops per pixel, template and class"
     if kind == "fuse":
         num_bytes += 4 * num_classes * size[0] * size[1]
         how += "; the result once"
