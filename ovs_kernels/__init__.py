@@ -8,9 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .adaptive import adaptive_conv
+from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
+from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
+from .templates import TemplateScores, fuse_experts, template_entropy
+from .transport import SinkhornInfo, sinkhorn, transport_map
+from .upsample import joint_bilateral_upsample
 from .windows import merge_windows, window_boxes
 
 try:
@@ -19,15 +24,28 @@ except PackageNotFoundError:  # a source tree on the path, not an installation
     __version__ = "0.0.0"
 
 __all__ = [
+    "AttentionInfo",
     "Graph",
+    "MarkovInfo",
     "PropagationInfo",
+    "ScalingInfo",
+    "SinkhornInfo",
+    "TemplateScores",
     "__version__",
     "adaptive_conv",
+    "attention_mean",
+    "doubly_stochastic",
+    "fuse_experts",
+    "joint_bilateral_upsample",
     "knn_graph",
     "lp_graph",
     "lp_patches",
     "lp_pixels",
+    "markov_velocity",
     "merge_windows",
     "reference",
+    "sinkhorn",
+    "template_entropy",
+    "transport_map",
     "window_boxes",
 ]

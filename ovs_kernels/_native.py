@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 
 # The same numbers as csrc/common/dtype.h and csrc/common/solve.h; tests/test_op_contract.py compares them.
-DTYPES = {torch.float32: 0, torch.float64: 1}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 ISA_NUMBERS = {"baseline": 0, "v2": 2, "v3": 3, "v4": 4}
 SOLVE_MODES = {"official": 0, "exact": 1}
 HUGE_PAGES_FROM = 8 * 2**20  # bytes of a tensor

@@ -97,4 +97,16 @@ def register(
     OPERATORS[name] = Operator(name, samples, gradient is not None, public)
 
 
-from . import adaptive, graph, pixels, propagate, windows  # noqa: E402, F401  (each registers its operators)
+# Each registers its operators.
+from . import (  # noqa: E402
+    adaptive,  # noqa: F401
+    attention,  # noqa: F401
+    graph,  # noqa: F401
+    markov,  # noqa: F401
+    pixels,  # noqa: F401
+    propagate,  # noqa: F401
+    templates,  # noqa: F401
+    transport,  # noqa: F401
+    upsample,  # noqa: F401
+    windows,  # noqa: F401
+)

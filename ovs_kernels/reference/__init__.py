@@ -1,19 +1,33 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
+from .attention import attention_mean
 from .graph import knn_graph
+from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
+from .templates import fuse_experts, template_entropy
+from .transport import sinkhorn, transport_map
+from .upsample import joint_bilateral_upsample, joint_bilateral_upsample_backward
 from .windows import merge_windows, merge_windows_backward
 
 __all__ = [
     "adaptive_conv",
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
+    "attention_mean",
+    "doubly_stochastic",
+    "fuse_experts",
+    "joint_bilateral_upsample",
+    "joint_bilateral_upsample_backward",
     "knn_graph",
     "lp_graph",
     "lp_pixels",
+    "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
     "pixel_features",
+    "sinkhorn",
+    "template_entropy",
+    "transport_map",
 ]

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("PIL")
 
-from ovs_methods.backbones import DinoValues, MaskClip, load_backbone
+from ovs_methods.attention import load_attention
+from ovs_methods.backbones import DinoValues, MaskClip, is_clip, load_backbone
 from ovs_methods.errors import MissingDependency, UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -55,12 +56,18 @@ def resized(table, prefix, stored, grid):
     return torch.cat([table[:prefix], torch.from_numpy(square).float().flatten(0, 1)])
 
 
-def clip_forward(open_clip, folder, batch):
-    """The whole image tower runs; the last attention is replaced by the value path, hooks read what comes out."""
+def image_tower(open_clip, folder, batch):
+    """open_clip's own image tower, its positions resized for the batch, and the grid of patches."""
     visual = open_clip.create_model(f"local-dir:{folder}").eval().visual
     grid = tuple(side // 16 for side in batch.shape[2:])
     table = resized(visual.positional_embedding.detach(), 1, (4, 4), grid)
     visual.positional_embedding = torch.nn.Parameter(table)
+    return visual, grid
+
+
+def clip_forward(open_clip, folder, batch):
+    """The whole image tower runs; the last attention is replaced by the value path, hooks read what comes out."""
+    visual, grid = image_tower(open_clip, folder, batch)
     last = visual.transformer.resblocks[-1]
 
     def values_only(attention, arguments, keywords, output):
@@ -104,6 +111,157 @@ def test_text_is_what_open_clip_says(packages, clip_folder):
         expected = model.encode_text(open_clip.tokenize(["a cat", "two dogs"]), normalize=True)
     found = MaskClip(f"local-dir:{clip_folder}").encode_text(["a cat", "two dogs"])
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def key_key_forward(open_clip, folder, batch):
+    """The whole image tower runs; what the last block puts out is replaced, head by head, in float64."""
+    visual, grid = image_tower(open_clip, folder, batch)
+    last = visual.transformer.resblocks[-1]
+
+    def keys_to_keys(block, arguments, output):
+        x = block.ln_1(arguments[0])
+        attention, heads = block.attn, block.attn.num_heads
+        weight, bias = attention.in_proj_weight.double().numpy(), attention.in_proj_bias.double().numpy()
+        width = x.shape[-1] // heads
+        out = np.zeros(x.shape)
+        for image, tokens in enumerate(x.double().numpy()):
+            projected = tokens @ weight.T + bias
+            for head in range(heads):
+                columns = slice(head * width, (head + 1) * width)
+                keys, values = (projected[:, part * x.shape[-1] :][:, columns] for part in (1, 2))
+                maps = np.exp(keys @ keys.T / np.sqrt(width))
+                out[image][:, columns] = maps / maps.sum(1, keepdims=True) @ values
+        return attention.out_proj(torch.from_numpy(out).float())
+
+    last.register_forward_hook(keys_to_keys)
+    seen = []
+    visual.ln_post.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
+    return (seen[0][:, 1:] @ visual.proj).detach().reshape(len(batch), *grid, -1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+def test_kk_is_clip_whose_last_keys_attend_to_keys(packages, clip_folder, size):
+    batch = images(*size)
+    clip = load_backbone(f"local-dir:{clip_folder}", logits="kk")
+    found = clip.dense(batch)
+    plain = MaskClip(f"local-dir:{clip_folder}")
+    assert torch.allclose(found, key_key_forward(packages[0], clip_folder, batch), atol=2e-5)
+    assert (found - plain.dense(batch)).abs().max() > 0.1
+    assert clip.identity == {**plain.identity, "logits": "kk"}
+    clip.prepare_attention()
+    plain.prepare_attention()
+    features, attention = clip.dense_with_attention(batch)
+    assert torch.equal(features, found)
+    assert torch.equal(attention, plain.dense_with_attention(batch)[1])  # CLIP's own, not that of the keys
+
+
+def test_logits_are_a_choice_of_clip_only(packages, clip_folder):
+    assert (is_clip("ViT-B-16:openai"), is_clip("dino_vitb16"), is_clip("dinov2-small")) == (True, False, False)
+    for name in ("dinov2-small", "dino_vitb16"):
+        with pytest.raises(UserError, match=f"--logits: expected a CLIP backbone, .* got '{name}'"):
+            load_backbone(name, logits="kk")
+    with pytest.raises(UserError, match="--logits: expected maskclip or kk, got 'qq'"):
+        load_backbone(f"local-dir:{clip_folder}", logits="qq")
+
+
+def patches_only(maps, prefix):
+    """[heads, T, T] to [N, N]: mean over heads, other tokens dropped, rows divided by their sums."""
+    mean = maps.double().numpy().mean(0)[prefix:, prefix:]
+    assert mean.max() > 1.1 * mean.min()  # far from uniform, compared with the tolerances below
+    return torch.from_numpy(mean / mean.sum(1, keepdims=True)).float()
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+def test_attention_of_clip_is_that_of_its_own_module(packages, clip_folder, size, layer):
+    batch = images(*size)
+    visual, grid = image_tower(packages[0], clip_folder, batch)
+    module, seen = visual.transformer.resblocks[-1 if layer is None else layer].attn, []
+
+    def look(attention, arguments, keywords):
+        seen.append(arguments[0] if arguments else keywords["query"])
+
+    hook = module.register_forward_pre_hook(look, with_kwargs=True)
+    with torch.no_grad():
+        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
+        hook.remove()
+        maps = module(seen[0], seen[0], seen[0], need_weights=True, average_attn_weights=False)[1]
+    clip = MaskClip(f"local-dir:{clip_folder}")
+    assert clip.prepare_attention(layer) == (2 if layer is None else layer)
+    features, found = clip.dense_with_attention(batch)
+    assert torch.equal(features, clip.dense(batch))
+    assert found.shape == (2, grid[0] * grid[1], grid[0] * grid[1])
+    for image in range(2):
+        expected = patches_only(maps[image], 1)
+        assert (found[image] - expected).abs().max() < 1e-5 * expected.max()
+
+
+def own_maps(vit, batch, layer, mean, std):
+    """The softmax maps [B, heads, T, T] that timm's own attention computes in its own forward pass."""
+    attention, seen = vit.blocks[layer].attn, []
+    attention.fused_attn = False  # the path that has them in memory; they pass through this dropout
+    attention.attn_drop.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        vit.forward_features(standardized(batch, mean, std))
+    return seen[0]
+
+
+@pytest.mark.parametrize("layer", [None, 3])
+def test_attention_of_dino_is_that_of_its_own_module(packages, dino_weights, layer):
+    batch, grid = images(64, 96), (4, 6)
+    state = torch.load(dino_weights)
+    table = resized(state["pos_embed"][0], 1, (14, 14), grid)
+    vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, img_size=(64, 96)).eval()
+    vit.load_state_dict({**state, "pos_embed": table[None]})
+    maps = own_maps(vit, batch, -1 if layer is None else layer, HALF, HALF)
+    dino = DinoValues("vit_tiny_patch16_224", dino_weights)
+    assert dino.prepare_attention(layer) == (11 if layer is None else layer)
+    features, found = dino.dense_with_attention(batch)
+    assert torch.equal(features, dino.dense(batch))
+    for image in range(2):
+        expected = patches_only(maps[image], 1)
+        assert (found[image] - expected).abs().max() < 1e-4 * expected.max()
+
+
+def test_registers_are_left_out_of_attention(packages, tmp_path):
+    name, batch = "vit_wee_patch16_reg1_gap_256", images(256, 256, 1)
+    torch.manual_seed(2)
+    vit = packages[1].create_model(name, num_classes=0).eval()
+    torch.save(vit.state_dict(), tmp_path / "wee.pth")
+    maps = own_maps(vit, batch, -1, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
+    source = load_attention(name, str(tmp_path / "wee.pth"))
+    found = source.backbone.dense_with_attention(batch)[1][0]
+    expected = patches_only(maps[0], 1)
+    assert found.shape == (256, 256)
+    assert (found - expected).abs().max() < 1e-4 * expected.max()
+
+
+def test_sources_by_name_cover_the_whole_photo(packages, clip_folder, dino_weights):
+    photo = pytest.importorskip("PIL.Image").new("RGB", (100, 70), "red")
+    clip = load_attention(f"local-dir:{clip_folder}")
+    dino = load_attention("vit_tiny_patch16_224", str(dino_weights), layer="2")
+    for source in (clip, dino):
+        attention = source(photo, (70, 100))
+        assert attention.grid == (4, 6)  # 64 x 96 pixels, not 80 x 112 with a black rim
+        assert source.backbone.input_size(70, 100) == (64, 96)
+        features, again = source.with_features(photo, (70, 100))
+        assert features.shape[:2] == (4, 6)
+        assert torch.equal(attention.matrix, again.matrix)
+    assert clip.identity["attention_layer"] == 2
+    assert dino.identity["attention_layer"] == 2
+    with pytest.raises(UserError, match="--attention-layer: expected 0 to 2, got 3"):
+        load_attention(f"local-dir:{clip_folder}", layer=3, backbone=clip.backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("clip", "laion2B"), ("dino", "dino_vitbase8_pretrain"), ("dinov2", "dinov2_vitb14_pretrain")],
+)
+def test_short_names_of_sources_are_models(packages, name, model):
+    with pytest.raises(UserError, match=rf"fetch .*{model}.*--attention-weights "):
+        load_attention(name)
 
 
 def value_hook(vit, batch, mean, std):

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from .core import Backbone
+from ..errors import UserError
+from .core import AttentiveBackbone, Backbone
 from .dino import ALIASES, DinoValues
 from .dinov2 import DEFAULT_LAYER, DinoV2
-from .maskclip import DEFAULT_MODEL, MaskClip
+from .maskclip import DEFAULT_MODEL, LOGITS, MaskClip
 
 EMBEDDED = DinoV2.name
 
@@ -17,7 +18,8 @@ def load_backbone(
     layer: int = DEFAULT_LAYER,
     threads: int | None = None,
     flag: str = "--weights",
-) -> Backbone:
+    logits: str | None = None,
+) -> AttentiveBackbone:
     """The backbone that a user names.
 
     Args:
@@ -27,6 +29,7 @@ def load_backbone(
         layer: of the embedded model.
         threads: of the embedded model.
         flag: the option that `weights` comes from.
+        logits: for CLIP, what becomes of its last block: `maskclip` (also None) or `kk`.
 
     Returns:
         The backbone.
@@ -35,12 +38,30 @@ def load_backbone(
         UserError: no such model, or its weights cannot be had.
         MissingDependency: a package is not installed.
     """
+    if logits is not None and not is_clip(name):
+        raise UserError("--logits", "a CLIP backbone, whose last block it is about", f"'{name}'")
     if name == EMBEDDED:
         return DinoV2(layer, model=weights, threads=threads)
     file = Path(weights) if weights is not None else None
-    if name in ALIASES or "_patch" in name:  # as all ViTs of timm, and none of open_clip
+    if not is_clip(name):
         return DinoValues(name, file, flag)
-    return MaskClip(name, file, flag)
+    return MaskClip(name, file, flag, logits or LOGITS[0])
 
 
-__all__ = ["DEFAULT_MODEL", "EMBEDDED", "Backbone", "DinoV2", "DinoValues", "MaskClip", "load_backbone"]
+def is_clip(name: str) -> bool:
+    """Whether `load_backbone` takes a name for a CLIP of open_clip."""
+    return name != EMBEDDED and name not in ALIASES and "_patch" not in name  # as all ViTs of timm, none of open_clip
+
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "EMBEDDED",
+    "LOGITS",
+    "AttentiveBackbone",
+    "Backbone",
+    "DinoV2",
+    "DinoValues",
+    "MaskClip",
+    "is_clip",
+    "load_backbone",
+]

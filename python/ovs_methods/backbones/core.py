@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovs_kernels import attention_mean
+
+from ..errors import UserError
 from ..images import to_tensor
 
 if TYPE_CHECKING:
@@ -53,6 +56,40 @@ class Backbone(abc.ABC):
         return F.normalize(self.whole(photo, size), dim=-1)
 
 
+class AttentiveBackbone(Backbone):
+    """A backbone whose self-attention can be read."""
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest size whose sides are multiples of the patch: the patches cover the whole photo and no rim."""
+        return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
+
+    @abc.abstractmethod
+    def prepare_attention(self, layer: int | None = None) -> int:
+        """Makes ready for `dense_with_attention`.
+
+        Args:
+            layer: 0-based block whose self-attention is wanted; None is the model's usual one.
+
+        Returns:
+            The block.
+
+        Raises:
+            UserError: no such block.
+        """
+
+    @abc.abstractmethod
+    def dense_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`dense`, and what the patches attend to in the same forward pass.
+
+        Args:
+            images: as of `dense`.
+
+        Returns:
+            The features, and [B, N, N] float32 with N = h * w: the block's softmax maps averaged over its heads,
+            without the tokens that are no patches, rows sum to 1 again.
+        """
+
+
 def standardized(images: Tensor, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Pads with black at the bottom and the right to whole patches, then subtracts mean and divides by std."""
     height, width = images.shape[2:]
@@ -80,3 +117,46 @@ def resized_positions(table: Tensor, prefix: int, grid: tuple[int, int], stored:
     square = table[prefix:].reshape(1, *stored, -1).permute(0, 3, 1, 2)
     patches = F.interpolate(square, grid, mode="bicubic", align_corners=False)[0].flatten(1).T
     return torch.cat([table[:prefix], patches])
+
+
+def mean_attention(queries: Tensor, keys: Tensor, prefix: int) -> Tensor:
+    """A block's self-attention among patches, averaged over its heads.
+
+    Args:
+        queries: [B, heads, prefix + N, d].
+        keys: as the queries.
+        prefix: tokens before the patches: class token and registers. They take part in the softmax.
+
+    Returns:
+        [B, N, N], rows sum to 1.
+    """
+    maps = [attention_mean(q, k, drop_first=prefix) for q, k in zip(queries, keys, strict=True)]
+    return maps[0][None] if len(maps) == 1 else torch.stack(maps)
+
+
+def check_block(layer: int | None, blocks: int) -> int:
+    """The block that `--attention-layer` means; None is the last."""
+    if layer is None:
+        return blocks - 1
+    if not 0 <= layer < blocks:
+        raise UserError("--attention-layer", f"0 to {blocks - 1}", layer)
+    return layer
+
+
+def of_patches(attention: Tensor, prefix: int) -> Tensor:
+    """Attention among patches: the other tokens' rows and columns dropped, rows that sum to 1 again.
+
+    Args:
+        attention: [..., prefix + N, prefix + N], rows sum to 1.
+        prefix: tokens before the patches: class token and registers.
+
+    Returns:
+        [..., N, N]; a patch that attends to no patch at all attends to itself.
+    """
+    kept = attention[..., prefix:, prefix:]
+    total = kept.sum(-1, keepdim=True)
+    none = total == 0
+    if none.any():
+        eye = torch.eye(kept.shape[-1], dtype=kept.dtype)
+        kept, total = torch.where(none, eye, kept), torch.where(none, torch.ones_like(total), total)
+    return kept / total

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .core import Backbone, resized_positions, standardized
+from .core import AttentiveBackbone, check_block, mean_attention, resized_positions, standardized
 from .weights import fingerprint, import_models, load_weights
 
 # The names under which the authors publish them.
@@ -23,7 +23,7 @@ ALIASES = {
 }
 
 
-class DinoValues(Backbone):
+class DinoValues(AttentiveBackbone):
     """Values of the last block's attention, all heads side by side, of a ViT in timm.
 
     Args:
@@ -54,11 +54,41 @@ class DinoValues(Backbone):
             raise UserError(flag.replace("weights", "backbone"), "a plain ViT with a table of positions", f"'{model}'")
         self.identity = {"model": full, "weights": fingerprint(weights) if weights else None}
         self.patch = self._vit.patch_embed.patch_size[0]
+        self._attention_layer: int | None = None
         self._mean, self._std = (tuple(self._vit.pretrained_cfg[key]) for key in ("mean", "std"))
 
-    @torch.inference_mode()
     def dense(self, images: Tensor) -> Tensor:
         """Value features, [B, h, w, D]; see `Backbone.dense`."""
+        return self._run(images, None)[0]
+
+    def prepare_attention(self, layer: int | None = None) -> int:
+        """As `AttentiveBackbone.prepare_attention`; the usual block is the last."""
+        self._attention_layer = check_block(layer, len(self._vit.blocks))
+        return self._attention_layer
+
+    def dense_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AttentiveBackbone.dense_with_attention`."""
+        return self._run(images, self._attention_layer)
+
+    @torch.inference_mode()
+    def _run(self, images: Tensor, attention_layer: int | None) -> tuple[Tensor, Tensor]:
+        """Features [B, h, w, D], and the attention of a block, [B, N, N] (without one: an empty tensor)."""
+        vit = self._vit
+        tokens, prefix, (h, w) = self._embed(images)
+        attention = tokens.new_empty(0)
+        for number, block in enumerate(vit.blocks):
+            if number == attention_layer:
+                attention = self._attention(block, tokens, prefix)
+            if number < len(vit.blocks) - 1:
+                tokens = block(tokens)
+        last, dim = vit.blocks[-1], tokens.shape[-1]
+        qkv = last.attn.qkv
+        bias = qkv.bias[2 * dim :] if qkv.bias is not None else None
+        values = F.linear(last.norm1(tokens[:, prefix:]), qkv.weight[2 * dim :], bias)
+        return values.reshape(len(tokens), h, w, -1), attention
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, int, tuple[int, int]]:
+        """What goes into the first block, how many tokens come before the patches, and the grid of these."""
         vit = self._vit
         patches = vit.patch_embed.proj(standardized(images, self.patch, self._mean, self._std))
         batch, _, h, w = patches.shape
@@ -72,14 +102,16 @@ class DinoValues(Backbone):
         # Without a position: all of the extra tokens, or the registers, which come after the class token.
         unplaced = positions.new_zeros(prefix - placed, positions.shape[1])
         tokens = tokens + torch.cat([positions[:placed], unplaced, positions[placed:]])
-        tokens = vit.norm_pre(tokens)
-        *blocks, last = vit.blocks
-        for block in blocks:
-            tokens = block(tokens)
-        qkv, dim = last.attn.qkv, tokens.shape[-1]
-        bias = qkv.bias[2 * dim :] if qkv.bias is not None else None
-        values = F.linear(last.norm1(tokens[:, prefix:]), qkv.weight[2 * dim :], bias)
-        return values.reshape(batch, h, w, -1)
+        return vit.norm_pre(tokens), prefix, (h, w)
+
+    @staticmethod
+    def _attention(block: Any, tokens: Tensor, prefix: int) -> Tensor:
+        """Self-attention of a block, [B, N, N]."""
+        attn = block.attn
+        batch, count, _ = tokens.shape
+        qkv = attn.qkv(block.norm1(tokens)).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
+        return mean_attention(queries, keys, prefix)
 
 
 def _source(timm: Any, model: str) -> str:

