@@ -175,8 +175,8 @@ def _fuse_window(window: Tensor, experts: Tensor, size: Sequence[int], strategy:
     default = expert_map(num_classes)
     winners = torch.full(touched.shape, num_classes, dtype=torch.int32, device=window.device)
     best = default.new_full(touched.shape, -1.0)
-    chosen, total = torch.zeros_like(default), torch.zeros_like(default)
-    votes = torch.zeros_like(winners)
+    chosen, total = (default.new_zeros(default.shape) for _ in range(2))
+    votes = winners.new_zeros(winners.shape)
     for e in range(num_classes):
         found = expert_map(e)
         votes_here = (found.argmax(0) == e) & ~touched
