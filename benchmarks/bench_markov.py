@@ -136,6 +136,7 @@ def chain_case(side, num_classes, n_ipf, threshold, max_steps, all_steps, most_s
         implementations=[
             Implementation("ovs_kernels", OURS, ours),
             Implementation("PyTorch, scaled products", PYTORCH, peer(peers.scaled_products)),
+            Implementation("PyTorch, products in 8 parts", PYTORCH, peer(peers.batched_products)),
             Implementation("PyTorch, T formed", PYTORCH, peer(peers.formed_matrix)),
             Implementation("PyTorch, T^T formed", PYTORCH, peer(peers.transposed_products)),
             Implementation("reference, float32", REFERENCE, plain(torch.float32)),

@@ -8,6 +8,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+SPLITS = 8  # of the inner axis of a product; 2 to 128 were tried at N = 4096, C = 21
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -69,6 +71,22 @@ def scaled_products(attention: Tensor, distributions: Tensor, options: Options) 
     """The matrix as it is; the vectors before and after each product."""
     r, c = two_vectors(attention, options.n_ipf)
     return _velocity(lambda state: ((state * r) @ attention).mul_(c), distributions, options)
+
+
+def batched_products(attention: Tensor, distributions: Tensor, options: Options) -> Tensor:
+    """Like the first, the product cut into SPLITS along its inner axis: the library is faster at that shape."""
+    r, c = two_vectors(attention, options.n_ipf)
+    num_classes, num_nodes = distributions.shape
+    inner = num_nodes // SPLITS
+    blocks = attention[: SPLITS * inner].view(SPLITS, inner, num_nodes)
+
+    def take_step(state: Tensor) -> Tensor:
+        scaled = state * r
+        parts = scaled[:, : SPLITS * inner].reshape(num_classes, SPLITS, inner).transpose(0, 1)
+        product = torch.bmm(parts, blocks).sum(0)
+        return product.addmm_(scaled[:, SPLITS * inner :], attention[SPLITS * inner :]).mul_(c)
+
+    return _velocity(take_step, distributions, options)
 
 
 def formed_matrix(attention: Tensor, distributions: Tensor, options: Options) -> Tensor:

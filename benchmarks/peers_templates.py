@@ -110,7 +110,7 @@ def pixels_by_template(window: Tensor, texts: Tensor, size: Size) -> Tensor:
     return torch.stack(found, 1)
 
 
-def pixels_by_rows(window: Tensor, texts: Tensor, size: Size, band: int = 4) -> Tensor:
+def pixels_by_rows(window: Tensor, texts: Tensor, size: Size, band: int = 16) -> Tensor:
     """A template and some rows at a time, so that the maps stay in a cache; interpolation as two products."""
     num_classes = texts.shape[1]
     vertical, horizontal = (_axis(n_in, n_out, window) for n_in, n_out in zip(window.shape[:2], size, strict=True))
@@ -118,14 +118,13 @@ def pixels_by_rows(window: Tensor, texts: Tensor, size: Size, band: int = 4) -> 
     found = []
     for embeddings in texts:
         shares = torch.softmax(embeddings @ rows.t() * SCALE, 0).view(num_classes, *window.shape[:2])
-        stretched = (shares @ horizontal.t()).transpose(0, 1).contiguous()  # [h, K, W]
+        stretched = shares @ horizontal.t()  # [K, h, W]
         total = torch.zeros(2, num_classes, dtype=torch.float64)
         for y in range(0, size[0], band):
-            maps = (vertical[y : y + band] @ stretched.flatten(1)).view(-1, num_classes, size[1])
-            labels = maps.argmax(1)
+            maps = (vertical[y : y + band] @ stretched).flatten(1)
+            labels = maps.argmax(0)
             logs = maps.clamp(min=1e-30).log_()
-            entropy = logs.mul_(maps).sum(1).neg_()
-            total += _tally(entropy.flatten(), labels.flatten(), num_classes)
+            total += _tally(logs.mul_(maps).sum(0).neg_(), labels, num_classes)
         found.append(total)
     return torch.stack(found, 1)
 

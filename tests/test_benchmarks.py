@@ -153,6 +153,7 @@ def test_the_table_shows_what_the_document_says(quick_run):
     "family",
     ["adaptive", "attention", "graph", "markov", "propagate", "templates", "transport", "upsample", "windows"],
 )
+@pytest.mark.parametrize("family", ["graph", "propagate", "upsample", "windows"])
 def test_every_family_agrees_with_its_peers(family, tmp_path):
     arguments = ["--cases", "quick", "--family", family, "--threads", "1", "--rounds", "1", "--json", "quick.json"]
     done = run_program(*arguments, cwd=tmp_path)

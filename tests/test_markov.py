@@ -47,7 +47,7 @@ def test_scaling(device, to_device, num_nodes, n_iter):
         assert_close_rel(scaled(matrix, r, c).sum(1), np.ones(num_nodes), 1e-6)
 
 
-@pytest.mark.parametrize("num_nodes", SIZES)
+@pytest.mark.parametrize("num_nodes", [*SIZES, 641])  # the last one is large enough for three threads
 def test_scaling_levels(isa, num_threads, num_nodes):
     matrix = inputs.attention(num_nodes)
     results = []
@@ -141,7 +141,8 @@ def test_velocity_dtypes(device, to_device, rule, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_velocity_levels_and_threads(isa, num_threads, dtype):
-    matrix, starts = inputs.attention(300, sharpness=25.0).to(dtype), inputs.distributions(23, 300)
+    # Large enough for three threads; three panels of columns, the last one with a part of a tile.
+    matrix, starts = inputs.attention(641, sharpness=25.0).to(dtype), inputs.distributions(23, 641)
     results = []
     for threads in (1, 2, 3):
         num_threads(threads)

@@ -43,7 +43,7 @@ public:
             for_each_panel([&](int64_t panel, int64_t begin, int64_t end) { finish(panel, begin, end); });
             drop_finished();
         }
-        for (int32_t k = 0; k < num_classes(); ++k) report(k);
+        parallel_for(p_.num_classes, threads_, [&](int64_t k) { report(static_cast<int32_t>(k)); });
     }
 
 private:

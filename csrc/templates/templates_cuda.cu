@@ -165,10 +165,15 @@ __global__ void count_pixels_kernel(const EntropyView v) {
                 for (int32_t j = begin; j < end; ++j) {
                     const float weight = v.row_weight[i] * v.strip_weight[static_cast<int64_t>(j) * kStrip + lane];
                     const float* const at = shares + k0 * v.pitch + patch_at(v, v.row_source[i], v.strip_source[j]);
-                    for (int c = 0; c < classes; ++c) share[c] += weight * at[c * v.pitch];
+#pragma unroll
+                    for (int c = 0; c < kClassesAtOnce; ++c) {
+                        if (c < classes) share[c] += weight * at[c * v.pitch];
+                    }
                 }
             }
-            for (int c = 0; c < classes; ++c) {
+#pragma unroll
+            for (int c = 0; c < kClassesAtOnce; ++c) {
+                if (c >= classes) break;
                 terms[0] -= share[c] == 0.0f ? 0.0f : share[c] * logf(share[c]);
                 if (share[c] > terms[1]) {
                     terms[1] = share[c];
