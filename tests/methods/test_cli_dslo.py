@@ -126,7 +126,6 @@ def test_words_with_the_attention_of_clip_itself(ovs, tmp_path, chelsea, clip_fo
         (["--attention", "none.npy"], ["none.npy"]),
         (["--attention", "bad.npy"], ["bad.npy", "row 1 of zeros"]),
         (["--attention", "grid.npy"], ["grid.npy", "15 patches are no square"]),
-        (["--attention", "unknown"], ["unknown"]),
         (["--attention-layer", "12"], ["--attention-layer: expected"]),
         (["--attention", "nobody/nothing", "--attention-weights", "folder"], ["--attention-weights"]),
     ],
