@@ -1,4 +1,4 @@
-"""Segmentation quality of coarse, pixels, LPOSS and LPOSS+ with the embedded backbone, on photos with masks.
+"""Segmentation quality of coarse, pixels, LPOSS, LPOSS+ and DSLO with the embedded backbone, on photos with masks.
 
     apt-get download labelme-examples && dpkg-deb -x labelme-examples_*.deb labelme      # nothing is downloaded here
     python benchmarks/quality.py --data labelme
@@ -8,8 +8,8 @@ SegmentationClassPNG, and the labelme tutorial's photo. Of several frames of one
 
 Vocabularies: `points` are three pixels per class drawn from the photo's own mask, `exemplar` is the mask of another
 photo of the same folder that shares classes. Numbers are percent, the mean over a photo's classes, then over its
-draws, then over photos. Half of the photos chose the constants of the preset "harmless" (`--half choose --sweep first`,
-then `more`); the other half is what is reported.
+draws, then over photos. Half of the photos chose the presets "harmless" (`--half choose --sweep first`,
+then `more`) and "embedded" (`--half choose --sweep dslo`); the other half is what is reported.
 """
 
 import argparse
@@ -22,9 +22,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ovs_methods.attention import Attention, BackboneAttention
 from ovs_methods.backbones import DinoV2
 from ovs_methods.images import read_photo, resize_argmax, to_tensor, working_size
-from ovs_methods.methods import METHODS, PRESETS, Preset, propagate_scores
+from ovs_methods.methods import (
+    ATTENTION_METHODS,
+    DSLO_PRESETS,
+    METHODS,
+    PRESETS,
+    DsloPreset,
+    Preset,
+    propagate_scores,
+    upsample_argmax,
+)
 from ovs_methods.vocabulary import Exemplar, Point, Vocabulary, build_vocabulary, exemplar_examples, point_examples
 from ovs_methods.windows import look, parse_windows
 from PIL import Image, ImageDraw
@@ -48,6 +58,10 @@ SWEEP_MORE = {  # what SWEEP leaves out, around what it found best
     "gamma": (3.0, 7.0, 15.0, 20.0),
     "alpha": (0.5, 0.7, 0.95),
     "center": (0.0, 0.5, 1.0),
+}
+SWEEP_DSLO = {
+    "dslo-op": {"scale": (7.0, 20.0, 100.0), "class_weight": (0.0, 0.65, 1.0)},
+    "dslo-mv": {"scale": (7.0, 20.0, 100.0), "log_velocity": (False, True)},
 }
 
 
@@ -167,6 +181,7 @@ class Bench:
             masks = exemplar_vocabularies(scene, every, self.features)
             self.tasks += [(scene, "exemplar", masks)] if masks else []
         self._views = {}
+        self._attention = {}
 
     @staticmethod
     def size(scene: Scene) -> tuple[int, int]:
@@ -181,18 +196,33 @@ class Bench:
             self._views[scene.name, windows] = views, image
         return self._views[scene.name, windows]
 
-    def task(self, scene: Scene, vocabularies: list, method: str, constants: Preset) -> tuple[float, float]:
-        """Mean quality over the vocabularies of one photo."""
+    def attention(self, scene: Scene) -> Attention:
+        """The backbone's own attention over a photo, computed once."""
+        if scene.name not in self._attention:
+            self._attention[scene.name] = BackboneAttention(self.backbone)(scene.photo, self.size(scene))
+        return self._attention[scene.name]
+
+    def labels(self, scene: Scene, vocabulary: Vocabulary, method: str, constants: Preset | DsloPreset) -> np.ndarray:
+        """Class indices of a photo's pixels."""
+        if method in ATTENTION_METHODS:
+            views, image = self.views(scene, "none")
+            scores = METHODS[method](views, vocabulary, image, self.attention(scene), constants)
+            return upsample_argmax(scores, scene.photo, constants).numpy()
         views, image = self.views(scene, constants.windows)
         arguments = {"constants": constants} if method in ("lposs", "lposs+") else {}
+        return resize_argmax(METHODS[method](views, vocabulary, image, **arguments), scene.truth.shape).numpy()
+
+    def task(
+        self, scene: Scene, vocabularies: list, method: str, constants: Preset | DsloPreset
+    ) -> tuple[float, float]:
+        """Mean quality over the vocabularies of one photo."""
         found = []
         for vocabulary, truth in vocabularies:
-            scores = METHODS[method](views, vocabulary, image, **arguments)
-            labels = resize_argmax(scores, truth.shape).numpy()
+            labels = self.labels(scene, vocabulary, method, constants)
             found.append(quality(np.array(vocabulary.ids)[labels], truth))
         return tuple(statistics.fmean(column) for column in zip(*found, strict=True))
 
-    def table(self, method: str, constants: Preset) -> dict[str, tuple[float, float]]:
+    def table(self, method: str, constants: Preset | DsloPreset) -> dict[str, tuple[float, float]]:
         """Quality per task, and the means of the two kinds of vocabulary."""
         rows = {f"{s.name} {kind}": self.task(s, v, method, constants) for s, kind, v in self.tasks}
         for kind in ("points", "exemplar"):
@@ -228,19 +258,19 @@ class Bench:
         return {name: tuple(statistics.fmean(c) for c in zip(*rows, strict=True)) for name, rows in found.items()}
 
 
-def sweep(bench: Bench, values: dict[str, tuple]) -> None:
-    """Prints for every combination how many points LPOSS gains over coarse (whole photo), at worst and on average.
+def sweep(bench: Bench, method: str, kind: type, values: dict[str, tuple]) -> None:
+    """Prints for every combination how many points a method gains over coarse (whole photo), at worst and on average.
 
     The gains counted are those of mIoU and of Boundary IoU, in every task.
     """
     base = bench.table("coarse", Preset(windows="none"))
     for combination in itertools.product(*values.values()):
-        constants = Preset(**dict(zip(values, combination, strict=True)))
-        table = bench.table("lposs", constants)
+        changed = dict(zip(values, combination, strict=True))
+        table = bench.table(method, kind(**changed))
         gains = [np.subtract(value, base[key]) for key, value in table.items() if not key.startswith("mean")]
-        row = {**dataclasses.asdict(constants), "worst": float(np.min(gains)), "mean": float(np.mean(gains))}
-        words = (f"{key} {value if isinstance(value, str) else round(value, 2)}" for key, value in row.items())
-        print("  ".join(words), flush=True)
+        row = {**changed, "worst": float(np.min(gains)), "mean": float(np.mean(gains))}
+        words = (f"{key} {round(value, 2) if isinstance(value, float) else value}" for key, value in row.items())
+        print(f"{method}  " + "  ".join(words), flush=True)
 
 
 def main() -> None:
@@ -249,19 +279,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the unpacked labelme-examples")
     parser.add_argument("--half", choices=("choose", "report", "all"), default="report", help="which photos (report)")
     parser.add_argument("--draws", type=int, default=5, help="draws of points per photo (5)")
-    parser.add_argument("--sweep", choices=("first", "more"), help="try all combinations of constants instead")
+    parser.add_argument("--sweep", choices=("first", "more", "dslo"), help="try all combinations of constants instead")
     arguments = parser.parse_args()
     if arguments.data is not None and not arguments.data.is_dir():
         parser.error(f"--data: expected a folder, got {arguments.data}")
     bench = Bench(scenes(arguments.data), arguments.half, arguments.draws)
+    if arguments.sweep == "dslo":
+        for method, values in SWEEP_DSLO.items():
+            sweep(bench, method, DsloPreset, values)
+        return
     if arguments.sweep:
-        sweep(bench, SWEEP if arguments.sweep == "first" else SWEEP_MORE)
+        sweep(bench, "lposs", Preset, SWEEP if arguments.sweep == "first" else SWEEP_MORE)
         return
     runs = [("coarse", "harmless"), ("pixels", "harmless"), ("lposs", "harmless"), ("lposs+", "harmless")]
     runs += [("coarse", "paper"), ("lposs", "paper"), ("lposs+", "paper")]
+    runs += [(method, preset) for preset in ("embedded", "paper") for method in ATTENTION_METHODS]
     for method, preset in runs:
         print(f"{method}, preset {preset}")
-        for name, (area, rim) in bench.table(method, PRESETS[preset]).items():
+        presets = DSLO_PRESETS if method in ATTENTION_METHODS else PRESETS
+        for name, (area, rim) in bench.table(method, presets[preset]).items():
             print(f"  {name:28} mIoU {area:6.2f}   Boundary IoU {rim:6.2f}")
     for preset in ("harmless", "paper"):
         print(f"oracle: the truth on a grid of 16 x 16 pixels, then refined, preset {preset}")

@@ -83,7 +83,7 @@ def doubly_stochastic(
     Deterministic: yes, on CPU for any number of threads.
     Empty rows and columns: one whose (scaled) sum is below 1.2e-38, the smallest normal float32, gets the factor 0, so
         its sum in T is 0.
-    Memory: a few vectors per 128 rows of the matrix: at most 4 MB for N = 4096.
+    Memory: 32 vectors of N, on CUDA 264; a copy of a matrix that is not contiguous.
     Reference: DSLO, the doubly stochastic matrix by iterative proportional fitting. See
         `ovs_kernels.reference.markov`.
 
@@ -137,8 +137,8 @@ def markov_velocity(
         rule: "first_passage": time is the first step l >= 0 with g > threshold. "delta_literal": the first l >= 1 at
             which g changes by at most the threshold, as the paper prints it. "settling": one more than the last step at
             which g changes by more than the threshold; the result is then the time itself, as the slowest class wins.
-        interpolate: "first_passage" between two steps: l - (g_l - threshold) / (g_l - g_{l-1} + 1e-6), and for l = 1
-            with 1 - threshold in the place of the difference.
+        interpolate: "first_passage" between two steps: l - (g_l - threshold) / (g_l - g_{l-1} + 1e-6); for l = 1 and
+            state_scale="max" with 1 - threshold in the place of the difference.
         state_scale: what g is: "max", the state divided by its maximum; "none", the state; "N", the state times N.
         min_time: shortest time that counts, so that a patch reached at once has velocity 1 / min_time.
         check: raise for an entry that is negative, NaN or infinite. On CUDA that waits for the device. Without it such
@@ -161,8 +161,11 @@ def markov_velocity(
     Deterministic: yes, on CPU for any number of threads.
     Empty rows and columns: as in `doubly_stochastic`: mass on an empty row is lost, an empty column is reached by no
         chain (its time is max_steps, or 0 where the chain starts on it) and keeps no class from finishing.
-    Ties: two classes at the same place with times that rounding cannot tell apart.
-    Memory: four arrays of C x N, and those of `doubly_stochastic`; a copy of the matrix where the temperature is not 1.
+    Ties: where a state comes to the threshold slowly, rounding moves the time: see docs/markov.md.
+    On CUDA: 16 steps are queued at a time, and after each batch it waits to learn whether any class still runs. While a
+        graph is captured it queues all `max_steps` instead: give few, and check=False.
+    Memory: three arrays of C x N, on CUDA ten at most, and what `doubly_stochastic` needs; a copy of the matrix where
+        the temperature is not 1.
     Reference: DSLO, maximum velocity, with the first-passage rule of M2N2. See `ovs_kernels.reference.markov`.
 
     Example:

@@ -208,8 +208,8 @@ def template_entropy(
         entropies themselves come from a matrix product of torch and from the processor's instruction set, so another
         machine may differ in the last digits of a place.
     Non-finite: a patch whose features are zero, NaN or Inf has no probabilities. It is not counted, and in
-        "pixel_exact" neither are the pixels that are interpolated from it; `total` counts them. An embedding that is
-        zero, NaN or Inf leaves all places of its template uncounted.
+        "pixel_exact" neither are the pixels that are interpolated from it; `total` counts them. An embedding that
+        is zero, NaN or Inf (with `assume_normalized` NaN only) leaves all places of its template uncounted.
     Memory: the logits of a few templates, at most 8 MiB or those of one; in "pixel_exact" about 100 KB per thread
         besides on CPU.
     Reference: FLOSS (arXiv 2504.10487), section on class-experts, and its released code, whose 1e-10 inside of the

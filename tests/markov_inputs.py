@@ -50,7 +50,7 @@ def chain(t, start, steps, kind="max"):
     return np.stack(states)
 
 
-def first_passage(states, threshold, interpolate):
+def first_passage(states, threshold, interpolate, kind="max"):
     """[N] times of one class, the last step where it was never reached; and how many places were not."""
     steps, times, missed = len(states) - 1, [], 0
     for series in states.T:
@@ -62,7 +62,8 @@ def first_passage(states, threshold, interpolate):
         step = int(above[0])
         time = float(step)
         if step > 0 and interpolate:
-            slope = 1 - threshold if step == 1 else series[step] - series[step - 1]
+            first = step == 1 and kind == "max"
+            slope = 1 - threshold if first else series[step] - series[step - 1]
             time -= (series[step] - threshold) / (slope + 1e-6)
         times.append(time)
     return np.array(times), missed
@@ -91,7 +92,7 @@ def times_of(
     for start in np.asarray(starts, np.float64):
         states = chain(t, start, max_steps, kind)
         if rule == "first_passage":
-            found.append(first_passage(states, threshold, interpolate))
+            found.append(first_passage(states, threshold, interpolate, kind))
         else:
             found.append((delta_literal if rule == "delta_literal" else settling)(states, threshold))
     return np.stack([times for times, _ in found]), np.array([missed for _, missed in found])

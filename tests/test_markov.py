@@ -1,6 +1,8 @@
 """`doubly_stochastic` and `markov_velocity` against the matrix rewritten and every step of the chain taken."""
 
 import math
+import re
+from pathlib import Path
 
 import markov_inputs as inputs
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 import ovs_kernels
 from ovs_kernels import doubly_stochastic, markov_velocity
+from ovs_kernels._ops.markov import RULES, STAGES, STATE_SCALES
 from ovs_kernels.testing import assert_close_rel
 
 # Float32 against float64, as a share of the largest entry of T.
@@ -20,7 +23,6 @@ SINGLE_TIME = 5e-3
 DOUBLE_TIME = 1e-9
 
 SIZES = [1, 2, 3, 17, 64, 129, 300]
-RULES = ["first_passage", "delta_literal", "settling"]
 
 
 def assert_times(actual, expected, tol):
@@ -45,7 +47,7 @@ def test_scaling(device, to_device, num_nodes, n_iter):
         assert_close_rel(scaled(matrix, r, c).sum(1), np.ones(num_nodes), 1e-6)
 
 
-@pytest.mark.parametrize("num_nodes", SIZES)
+@pytest.mark.parametrize("num_nodes", [*SIZES, 641])  # the last one is large enough for three threads
 def test_scaling_levels(isa, num_threads, num_nodes):
     matrix = inputs.attention(num_nodes)
     results = []
@@ -139,7 +141,8 @@ def test_velocity_dtypes(device, to_device, rule, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_velocity_levels_and_threads(isa, num_threads, dtype):
-    matrix, starts = inputs.attention(300, sharpness=25.0).to(dtype), inputs.distributions(23, 300)
+    # Large enough for three threads; three panels of columns, the last one with a part of a tile.
+    matrix, starts = inputs.attention(641, sharpness=25.0).to(dtype), inputs.distributions(23, 641)
     results = []
     for threads in (1, 2, 3):
         num_threads(threads)
@@ -226,6 +229,14 @@ def test_the_definition_can_be_forced(monkeypatch):
     assert_close_rel(markov_velocity(matrix, starts), compiled, 1e-4)
     r, c = doubly_stochastic(matrix)
     assert_close_rel(scaled(matrix, r, c), inputs.rewritten(matrix, 15), SINGLE)
+
+
+def test_numbers_of_the_enums_are_those_of_the_core():
+    text = (Path(__file__).parents[1] / "csrc/markov/markov.h").read_text()
+    for kind, numbers in (("MarkovRule", RULES), ("StateScale", STATE_SCALES), ("ChainStage", STAGES)):
+        body = re.search(rf"enum class {kind} : int {{(.*?)}}", text)[1]
+        found = {name.lower(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", body)}
+        assert found == {name.replace("_", "").lower(): number for name, number in numbers.items()}
 
 
 def test_exported():

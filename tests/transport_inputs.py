@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 # Float32 against float64, as a share of the largest magnitude: maps, and the mass of plans. Seen: 2e-6.
 SINGLE = 1e-5
@@ -50,6 +49,12 @@ def column_marginals(b, num_classes, num_columns):
     if b is None:
         return np.full((num_classes, num_columns), 1.0 / num_columns)
     return np.stack([unit(row) for row in np.broadcast_to(b.numpy(), (num_classes, num_columns))])
+
+
+def logsumexp(x, axis):
+    """The logarithm of sums of exponentials, relative to the largest."""
+    top = x.max(axis, keepdims=True)
+    return np.squeeze(np.log(np.exp(x - top).sum(axis, keepdims=True)) + top, axis)
 
 
 def plans(cost, a, b=None, *, epsilon=0.1, iterations=50):

@@ -24,7 +24,7 @@ constexpr int kChannels = 4;                 // of a warp's sums
 constexpr int kTaps = 4;                     // of a warp's sums in the filters' gradient
 constexpr int64_t kWantedBlocks = 512;       // some for every multiprocessor: small images share out channels or taps
 constexpr int64_t kSharedLimit = 96 * 1024;  // bytes per block that every card since sm_80 has
-constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int64_t kMostBlocks = 1 << 14;     // blocks take further tiles in turn
 
 template <class T>
 struct DeviceParams {
@@ -268,7 +268,7 @@ void check_sizes(const AdaptiveParams& p) {
     OVS_REQUIRE(p.filter_height >= 1 && p.filter_width >= 1, "adaptive_conv: filters without a tap");
 }
 
-// `parts`: the most blocks that can share a tile, each with whole units of `unit`.
+// `total` channels or tasks are shared out to the blocks of a tile in whole units where there are few tiles.
 template <class T>
 DeviceParams<T> device_params(const AdaptiveParams& p, int64_t total, int64_t unit) {
     DeviceParams<T> d = {};

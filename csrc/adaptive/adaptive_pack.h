@@ -116,48 +116,6 @@ void copy_window(const Plane<T>& plane, int64_t y, int64_t x, int64_t rows, int6
     }
 }
 
-// Asks for the lines of a few rectangles ahead of their use, some at a time. Rows of a tile lie too far apart for the
-// processor to see what comes next. `kWrite`: they will be written.
-template <bool kWrite>
-class Ahead {
-public:
-    // planes x rows rectangles of `numbers` numbers; strides in numbers.
-    template <class T>
-    Ahead(const T* first, int64_t planes, int64_t plane_stride, int64_t rows, int64_t row_stride, int64_t numbers)
-        : base_(reinterpret_cast<const char*>(first)),
-          plane_bytes_(plane_stride * static_cast<int64_t>(sizeof(T))),
-          row_bytes_(row_stride * static_cast<int64_t>(sizeof(T))),
-          rows_(rows),
-          lines_(ceil_div(numbers * static_cast<int64_t>(sizeof(T)), kLine) + 1),
-          left_(numbers > 0 && planes > 0 && rows > 0 ? planes * rows * lines_ : 0),
-          next_(base_) {}
-
-    int64_t left() const { return left_; }
-
-    void some(int64_t count) {
-        count = std::min(count, left_);
-        left_ -= count;
-        for (; count > 0; --count) {
-            __builtin_prefetch(next_, kWrite ? 1 : 0, 2);
-            next_ += kLine;
-            if (++line_ < lines_) continue;
-            line_ = 0;
-            if (++row_ == rows_) {
-                row_ = 0;
-                base_ += plane_bytes_;
-            }
-            next_ = base_ + row_ * row_bytes_;
-        }
-    }
-
-private:
-    static constexpr int64_t kLine = 64;
-    const char* base_;
-    int64_t plane_bytes_, row_bytes_, rows_, lines_, left_;
-    int64_t line_ = 0, row_ = 0;
-    const char* next_;
-};
-
 }  // namespace
 }  // namespace OVS_ISA
 }  // namespace ovs

@@ -46,15 +46,15 @@ struct TemplateEntropyParams {
 
     // Pixels of the original image; out_height = 0 counts patches.
     int64_t out_height = 0, out_width = 0;
-    int64_t grid_height = 0, grid_width = 0;       // patches of a window
-    int64_t window_rows = 0, window_columns = 0;   // of the grid of windows
-    const int32_t* window_order = nullptr;         // [window_rows, window_columns]: which window of `logits` it is
-    const int32_t* row_first = nullptr;            // [out_height + 1] into the two below
-    const int32_t* row_source = nullptr;           // source rows: row of windows * grid_height + patch row
-    const void* row_weight = nullptr;              // dtype
-    const int32_t* strip_first = nullptr;          // [strips + 1] into the two below
-    const int32_t* strip_source = nullptr;         // source columns: column of windows * grid_width + patch column
-    const void* strip_weight = nullptr;            // [.., kStrip] dtype
+    int64_t grid_height = 0, grid_width = 0;      // patches of a window
+    int64_t window_rows = 0, window_columns = 0;  // of the grid of windows
+    const int32_t* window_order = nullptr;        // [window_rows, window_columns]: which window of `logits` it is
+    const int32_t* row_first = nullptr;           // [out_height + 1] into the two below
+    const int32_t* row_source = nullptr;          // source rows: row of windows * grid_height + patch row
+    const void* row_weight = nullptr;             // dtype
+    const int32_t* strip_first = nullptr;         // [strips + 1] into the two below
+    const int32_t* strip_source = nullptr;        // source columns: column of windows * grid_width + patch column
+    const void* strip_weight = nullptr;           // [.., kStrip] dtype
 };
 
 std::size_t template_entropy_cpu_workspace_bytes(const TemplateEntropyParams&, DType, int num_threads);

@@ -17,7 +17,7 @@ struct EntropyScratch {
     T* rows;           // [workers, source rows, K, kStrip] stretched rows of a strip
     int16_t* agreed;   // [workers, source rows] the class that all patches of a stretched row agree on, -1 for none
     int16_t* best;     // [templates, pitch] most likely class of a patch
-    int64_t* tallies;  // [workers, 5, K]
+    int64_t* tallies;  // [workers, 6, K] counts and sums
     int64_t rows_stride, agreed_stride, tally_stride;
 
     EntropyScratch(const TemplateEntropyParams& p, int workers, Workspace& ws) {
@@ -25,7 +25,7 @@ struct EntropyScratch {
         const bool pixels = p.out_height > 0;
         rows_stride = pixels ? sources * p.num_classes * kStrip : 0;
         agreed_stride = pixels ? round_up(sources, 4 * kLineNumbers) : 0;
-        tally_stride = round_up(5 * p.num_classes, kLineNumbers);
+        tally_stride = round_up(6 * p.num_classes, kLineNumbers);
         rows = ws.take<T>("rows", workers * rows_stride);
         agreed = ws.take<int16_t>("agreed", workers * agreed_stride);
         best = ws.take<int16_t>("best", pixels ? p.num_templates * p.pitch : 0);
@@ -38,18 +38,18 @@ constexpr int64_t kMostParts = 256;  // parts that are kept before they are writ
 
 template <class T>
 struct FuseScratch {
-    T* own;             // [patches, K] probability that an expert gives its own class
-    int16_t* best;      // [patches, K] an expert's most likely class
-    T* mean;            // [patches, K] mean over the experts; kAverage only
-    Tap<T>* rows;       // [height]
-    Tap<T>* columns;    // [width]
-    T* right;           // [width in strips, and one more] weight of the upper neighbour of each column
-    T* ends;            // [workers, parts, 2, K] left end and slope
-    T* share;           // [workers, parts, kStrip]
-    int32_t* cells;     // [workers, cells_stride] experts of a row of cells: accepted, then open
-    int32_t* beaters;   // [workers, K] classes that beat an open expert at a corner
-    T* label_best;      // [workers, width in strips]
-    int32_t* label;     // [workers, width in strips]
+    T* own;            // [patches, K] probability that an expert gives its own class
+    int16_t* best;     // [patches, K] an expert's most likely class
+    T* mean;           // [patches, K] mean over the experts; kAverage only
+    Tap<T>* rows;      // [height]
+    Tap<T>* columns;   // [width]
+    T* right;          // [width in strips, and one more] weight of the upper neighbour of each column
+    T* ends;           // [workers, parts, 2, K] left end and slope
+    T* share;          // [workers, parts, kStrip]
+    int32_t* cells;    // [workers, cells_stride] experts of a row of cells: accepted, then open
+    int32_t* beaters;  // [workers, K] classes that beat an open expert at a corner
+    T* label_best;     // [workers, width in strips]
+    int32_t* label;    // [workers, width in strips]
     int64_t parts, ends_stride, share_stride, cells_stride, beaters_stride, label_stride;
 
     FuseScratch(const FuseExpertsParams& p, int workers, Workspace& ws) {
@@ -77,10 +77,10 @@ struct FuseScratch {
 
 }  // namespace
 
-#define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                         \
-    namespace isa {                                                                                            \
+#define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                           \
+    namespace isa {                                                                                              \
     void template_entropy_level(const TemplateEntropyParams&, DType, void* workspace, std::size_t, int threads); \
-    void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);       \
+    void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);         \
     }
 #if defined(OVS_X86_LEVELS)
 OVS_DECLARE_TEMPLATES_ISA(v2)

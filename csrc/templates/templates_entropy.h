@@ -35,10 +35,8 @@ public:
     void pixels() {
         const int64_t strips = p_.pitch / kStrip;
         parallel_for(p_.num_templates * strips, threads_, [&](int64_t i) { softmax_strip(i / strips, i % strips); });
-        for_each_item(p_.num_templates, ceil_div(p_.out_width, kStrip), [&](int64_t* tally, int worker, int64_t m,
-                                                                              int64_t s) {
-            pixel_strip(tally, worker, m, s);
-        });
+        for_each_item(p_.num_templates, ceil_div(p_.out_width, kStrip),
+                      [&](int64_t* tally, int worker, int64_t m, int64_t s) { pixel_strip(tally, worker, m, s); });
     }
 
 private:
@@ -72,8 +70,7 @@ private:
     void flush(const int64_t* tally, int64_t m, int64_t kinds) {
         if (m < 0) return;
         for (int64_t kind = 0; kind <= kinds; ++kind) {
-            int64_t* const to =
-                (kind == 0 ? p_.counts : p_.sums + (kind - 1) * p_.sum_stride) + m * p_.num_classes;
+            int64_t* const to = (kind == 0 ? p_.counts : p_.sums + (kind - 1) * p_.sum_stride) + m * p_.num_classes;
             const int64_t* const from = tally + kind * p_.num_classes;
             for (int64_t k = 0; k < p_.num_classes; ++k) {
                 if (from[k] != 0) __atomic_fetch_add(to + k, from[k], __ATOMIC_RELAXED);

@@ -167,7 +167,7 @@ private:
 
     Cell make_cell(int64_t a, int64_t b, int64_t x0, int64_t x1, int32_t* experts) const {
         const int64_t low = std::min(a + 1, p_.grid_height - 1), right = std::min(b + 1, p_.grid_width - 1);
-        Cell cell = {{corner(a, b), corner(a, right), corner(low, b), corner(low, right)}, x0, x1, experts, 0, 0,
+        Cell cell = {{corner(a, b), corner(a, right), corner(low, b), corner(low, right)},        x0, x1, experts, 0, 0,
                      unknown(a, b) || unknown(a, right) || unknown(low, b) || unknown(low, right)};
         if (cell.unknown || p_.strategy == FuseStrategy::kAverage) return cell;
         for (int64_t e = 0; e < num_classes_; ++e) {
@@ -256,8 +256,8 @@ private:
     void add_expert(Worker& w, Strip& strip, const Cell& cell, int64_t e, T down, const P& share) const {
         const int64_t at = e * num_classes_;
         add_part(w, strip,
-                 {cell.at[0].shares + at, cell.at[1].shares + at, cell.at[2].shares + at, cell.at[3].shares + at},
-                 down, share);
+                 {cell.at[0].shares + at, cell.at[1].shares + at, cell.at[2].shares + at, cell.at[3].shares + at}, down,
+                 share);
     }
     void add_mean(Worker& w, Strip& strip, const Cell& cell, T down) const {
         const T* corners[4];
@@ -281,8 +281,8 @@ private:
             M votes_here = everywhere ? broadcast_mark<T>(-1) : better;
             if (i >= cell.accepted && any(votes_here)) {
                 const int32_t count = find_beaters(cell, e, w.beaters);
-                votes_here = count < 0 ? broadcast_mark<T>(0)
-                                       : wins(cell, e, w.beaters, count, own, votes_here, down, right);
+                votes_here =
+                    count < 0 ? broadcast_mark<T>(0) : wins(cell, e, w.beaters, count, own, votes_here, down, right);
             }
             if (everywhere && any(votes_here)) vote(e, votes_here);
             votes = votes - votes_here;  // a mark is -1

@@ -34,8 +34,7 @@ OVS_HOST_DEVICE Tap<T> tap_of(int64_t o, int64_t n_in, int64_t n_out) {
     int64_t low = static_cast<int64_t>(clamped);
     if (low > n_in - 1) low = n_in - 1;  // rounding, at most
     const int64_t high = low + 1 < n_in ? low + 1 : n_in - 1;
-    return {static_cast<int32_t>(low), static_cast<int32_t>(high),
-            static_cast<T>(clamped - static_cast<double>(low))};
+    return {static_cast<int32_t>(low), static_cast<int32_t>(high), static_cast<T>(clamped - static_cast<double>(low))};
 }
 
 // The first class in `order` below which others are looked at: whether `j` with probability `other` beats the class

@@ -89,12 +89,12 @@ OVS_PACK_OPERATOR(*)
 OVS_PACK_OPERATOR(/)
 #undef OVS_PACK_OPERATOR
 
-#define OVS_PACK_COMPARISON(name, op)                               \
-    template <class T>                                              \
-    OVS_INLINE Marks<T> name(const Pack<T>& a, const Pack<T>& b) {  \
-        Marks<T> r;                                                 \
-        OVS_FOR_VECTORS(T, i) r.v[i] = a.v[i] op b.v[i];            \
-        return r;                                                   \
+#define OVS_PACK_COMPARISON(name, op)                              \
+    template <class T>                                             \
+    OVS_INLINE Marks<T> name(const Pack<T>& a, const Pack<T>& b) { \
+        Marks<T> r;                                                \
+        OVS_FOR_VECTORS(T, i) r.v[i] = a.v[i] op b.v[i];           \
+        return r;                                                  \
     }
 OVS_PACK_COMPARISON(above, >)
 OVS_PACK_COMPARISON(equal, ==)

@@ -12,23 +12,23 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int64_t kMaxLanes = 16;  // of the widest level, in float32
+constexpr int64_t kMaxSide = 32;   // rows and columns of a tile, at the widest level in float32
 constexpr int64_t kMaxSlabs = 16;  // row ranges with column sums of their own, so that no bit depends on the threads
 constexpr int64_t kMaxGroup = 28;  // classes that share a pass over the matrix, at most
 constexpr int64_t kFirstKept = 4;  // iteration from which on K is kept in memory; before, it is made again each time
 
-// How the work is cut. A tile is kLanes x kLanes numbers of the matrix, a block a row of tiles, a slab some blocks.
+// How the work is cut. A tile is a small square of the matrix, a block a row of tiles, a slab some blocks.
 struct TransportGrid {
     int64_t rows, columns, classes;
-    int64_t padded_rows, padded_columns;  // to kMaxLanes
+    int64_t padded_rows, padded_columns;  // to kMaxSide
     bool keeps;                           // whether there is memory for K
 
     explicit TransportGrid(const TransportParams& p)
         : rows(p.num_rows),
           columns(p.num_columns),
           classes(p.num_classes),
-          padded_rows(round_up(p.num_rows, kMaxLanes)),
-          padded_columns(round_up(p.num_columns, kMaxLanes)),
+          padded_rows(round_up(p.num_rows, kMaxSide)),
+          padded_columns(round_up(p.num_columns, kMaxSide)),
           keeps(p.domain != Domain::kLog && (p.max_iter >= kFirstKept || p.num_classes > kMaxGroup)) {}
 };
 
@@ -39,7 +39,7 @@ struct ClassScale {
     int64_t number;  // of the class
 };
 
-// Vectors per class come in two layouts. Plain: [tile][class of the group][lane]. Log: [class][row or column].
+// Vectors per class come in two layouts. Plain: [tile][class of the group][row or column]. Log: [class][row or column].
 template <class T>
 struct TransportBuffers {
     ClassScale* scales;        // [C] of the classes that are not empty
@@ -51,7 +51,7 @@ struct TransportBuffers {
     double* errors;            // [C]
     double* paid;              // [slabs, C]
     int64_t* guards;           // [slabs + 1]
-    T* scratch;                // [slabs, kMaxLanes, max(N', M')] a block of K
+    T* scratch;                // [slabs, kMaxSide, max(N', M')] a block of K
     T* kernel;                 // [N', M'] K in tiles, or nothing
 
     TransportBuffers(const TransportGrid& g, Workspace& ws) {
@@ -67,7 +67,7 @@ struct TransportBuffers {
         errors = ws.take<double>("errors", g.classes);
         paid = ws.take<double>("paid", kMaxSlabs * g.classes);
         guards = ws.take<int64_t>("guards", 2 * kMaxSlabs);
-        scratch = ws.take<T>("scratch", kMaxSlabs * kMaxLanes * std::max(g.padded_rows, g.padded_columns));
+        scratch = ws.take<T>("scratch", kMaxSlabs * kMaxSide * std::max(g.padded_rows, g.padded_columns));
         kernel = ws.take<T>("kernel", g.keeps ? g.padded_rows * g.padded_columns : 0);
     }
 };

@@ -64,9 +64,8 @@ private:
     T* log_nu(int64_t k) const { return b_.nu + k * g_.padded_columns; }
     T* log_columns(int64_t k) const { return b_.column_sums + k * g_.padded_columns; }
     T* scratch(int64_t slab) const {
-        return b_.scratch + slab * kMaxLanes * std::max(g_.padded_rows, g_.padded_columns);
+        return b_.scratch + slab * kMaxSide * std::max(g_.padded_rows, g_.padded_columns);
     }
-    T cost_of(T x) const { return q_.least - static_cast<T>(p_.epsilon) * x; }
 
     static T logarithm(T x) { return static_cast<T>(std::log(static_cast<double>(x))); }
     static V larger(V a, V b) { return a > b ? a : b; }
@@ -201,13 +200,26 @@ private:
     }
 
     // sum_j cost_ij b_j exp(x_ij + log mu_i - S_j): no exponent is above zero.
+    T paid_by_row(const T* x, const T* b, const T* log_sums, T log_weight) const {
+        V sums = {};
+        int64_t j = 0;
+        for (; j + kLanes <= g_.columns; j += kLanes) {
+            const V v = load<V>(x + j), e = exponential(v + log_weight - load<V>(log_sums + j));
+            sums += (q_.least - static_cast<T>(p_.epsilon) * v) * load<V>(b + j) * e;
+        }
+        T sum = 0;
+        for (int l = 0; l < kLanes; ++l) sum += sums[l];
+        for (; j < g_.columns; ++j) {
+            const T cost = q_.least - static_cast<T>(p_.epsilon) * x[j];
+            sum += cost * b[j] * exp_nonpositive(x[j] + log_weight - log_sums[j]);
+        }
+        return sum;
+    }
+
     void read_sources() {
         std::fill_n(b_.paid, kMaxSlabs * g_.classes, 0.0);
         for (int64_t k = 0; k < q_.active; ++k) {
-            for (int64_t j = 0; j < g_.padded_columns; ++j) {
-                b_.b[k * g_.padded_columns + j] = j < g_.columns ? q_.unit_b(k, j) : T(0);
-                if (j >= g_.columns) log_columns(k)[j] = T(0);
-            }
+            for (int64_t j = 0; j < g_.columns; ++j) b_.b[k * g_.padded_columns + j] = q_.unit_b(k, j);
         }
         q_.with_cost([&](const auto* cost) {
             q_.for_each_range(g_.rows, [&](int64_t slab, int64_t first, int64_t last) {
@@ -216,13 +228,7 @@ private:
                     exponents(cost + i * g_.columns, g_.columns, g_.padded_columns, x);
                     for (int64_t k = 0; k < q_.active; ++k) {
                         const ClassScale& scale = b_.scales[k];
-                        const T* b = b_.b + k * g_.padded_columns;
-                        T sum = 0;
-                        for (int64_t j = 0; j < g_.columns; ++j) {
-                            if (!(b[j] > T(0))) continue;
-                            const T e = exp_nonpositive(x[j] + log_mu(k)[i] - log_columns(k)[j]);
-                            sum += cost_of(x[j]) * b[j] * e;
-                        }
+                        T sum = paid_by_row(x, b_.b + k * g_.padded_columns, log_columns(k), log_mu(k)[i]);
                         sum *= static_cast<T>(scale.mass);
                         b_.paid[slab * g_.classes + k] += static_cast<double>(sum);
                         if (p_.readout == Readout::kSource) {

@@ -11,7 +11,7 @@ namespace ovs {
 namespace {  // internal linkage, like OVS_HOST_DEVICE
 
 // Largest (max(cost) - min(cost)) / epsilon for scaling vectors that are not logarithms: with marginals of mass 1 all
-// sums stay within e^-60 / M and e^60, normal numbers in float32 (docs/transport.md).
+// sums stay within e^-60 / M and M e^60, normal numbers in float32 (docs/transport.md).
 constexpr double kPlainRange = 60.0;
 
 // The smallest normal float32: no denominator is below.

@@ -19,9 +19,9 @@ public:
           p_(problem.p),
           g_(problem.g),
           b_(problem.b),
-          blocks_(ceil_div(g_.rows, kLanes)),
-          tiles_(ceil_div(g_.columns, kLanes)) {
-        const int64_t groups = ceil_div(q_.active, kGroup);
+          blocks_(ceil_div(g_.rows, kSide)),
+          tiles_(ceil_div(g_.columns, kSide)) {
+        const int64_t groups = ceil_div(q_.active, kMaxGroup);
         group_ = ceil_div(q_.active, groups);
         // Where every class needs it many times, K is kept at once.
         eager_ = g_.keeps && (groups > 1 || (p_.exact_iters && p_.max_iter > kFirstKept));
@@ -52,7 +52,7 @@ public:
     }
 
 private:
-    static constexpr int kLanes = lanes<T>();
+    static constexpr int kLanes = lanes<T>(), kSide = side<T>();
     using V = Vec<T, kLanes>;
     using Mask = decltype(V{} < V{});
     static constexpr T kTiny = static_cast<T>(kSmallestDenominator);
@@ -72,10 +72,10 @@ private:
         }
     }
 
-    int64_t rows_in(int64_t block) const { return std::min<int64_t>(kLanes, g_.rows - block * kLanes); }
-    int64_t columns_in(int64_t tile) const { return std::min<int64_t>(kLanes, g_.columns - tile * kLanes); }
+    int64_t rows_in(int64_t block) const { return std::min<int64_t>(kSide, g_.rows - block * kSide); }
+    int64_t columns_in(int64_t tile) const { return std::min<int64_t>(kSide, g_.columns - tile * kSide); }
     T* scratch(int64_t slab) const {
-        return b_.scratch + slab * kMaxLanes * std::max(g_.padded_rows, g_.padded_columns);
+        return b_.scratch + slab * kMaxSide * std::max(g_.padded_rows, g_.padded_columns);
     }
     T* partials(int64_t slab, const Group& group) const {
         return b_.partials + slab * g_.padded_columns * group.classes;
@@ -87,18 +87,18 @@ private:
             const int classes = static_cast<int>(group.classes);
             q_.for_each_range(blocks_, [&](int64_t, int64_t first, int64_t last) {
                 for (int64_t at = first * classes; at < last * classes; ++at) {
-                    const int64_t row = at / classes * kLanes, k = group.first + at % classes;
-                    for (int64_t i = 0; i < kLanes; ++i) {
-                        group.a[at * kLanes + i] = row + i < g_.rows ? q_.unit_a(k, row + i) : T(0);
+                    const int64_t row = at / classes * kSide, k = group.first + at % classes;
+                    for (int64_t i = 0; i < kSide; ++i) {
+                        group.a[at * kSide + i] = row + i < g_.rows ? q_.unit_a(k, row + i) : T(0);
                     }
                 }
             });
             q_.for_each_range(tiles_, [&](int64_t, int64_t first, int64_t last) {
                 for (int64_t at = first * classes; at < last * classes; ++at) {
-                    const int64_t column = at / classes * kLanes, k = group.first + at % classes;
-                    for (int64_t j = 0; j < kLanes; ++j) {
-                        group.b[at * kLanes + j] = column + j < g_.columns ? q_.unit_b(k, column + j) : T(0);
-                        group.nu[at * kLanes + j] = T(1);
+                    const int64_t column = at / classes * kSide, k = group.first + at % classes;
+                    for (int64_t j = 0; j < kSide; ++j) {
+                        group.b[at * kSide + j] = column + j < g_.columns ? q_.unit_b(k, column + j) : T(0);
+                        group.nu[at * kSide + j] = T(1);
                     }
                 }
             });
@@ -109,14 +109,14 @@ private:
     template <bool kPaid>
     void fill(int64_t block, T* to) const {
         q_.with_cost([&](const auto* cost) {
-            fill_block<kPaid>(cost + block * kLanes * g_.columns, g_.columns, rows_in(block), q_.least,
+            fill_block<kPaid>(cost + block * kSide * g_.columns, g_.columns, rows_in(block), q_.least,
                               q_.inverse_epsilon, to);
         });
     }
 
     // A block of K: kept, or made now, to be kept with `keep`.
     const T* block_of(int64_t block, int64_t slab, bool keep) const {
-        T* kept = b_.kernel + block * kLanes * g_.padded_columns;
+        T* kept = b_.kernel + block * kSide * g_.padded_columns;
         if (filled_) return kept;
         T* to = keep ? kept : scratch(slab);
         fill<false>(block, to);
@@ -129,9 +129,10 @@ private:
         raised -= small;
         return small ? V{} + kTiny : sums;
     }
-    static int64_t count(const Mask& raised, int64_t used) {
+    // For the two vectors of a tile, of which `used` lanes are used.
+    static int64_t count(const Mask (&raised)[2], int64_t used) {
         int64_t sum = 0;
-        for (int64_t lane = 0; lane < used; ++lane) sum += raised[lane];
+        for (int64_t lane = 0; lane < used; ++lane) sum += raised[lane / kLanes][lane % kLanes];
         return sum;
     }
     static V magnitude(V v) { return v < T(0) ? -v : v; }
@@ -163,7 +164,7 @@ private:
     void write_errors(const Group& group, int64_t slab, const T* errors) const {
         for (int64_t c = 0; c < group.classes; ++c) {
             double sum = 0.0;
-            for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(errors[c * kLanes + lane]);
+            for (int lane = 0; lane < kSide; ++lane) sum += static_cast<double>(errors[c * kSide + lane]);
             b_.partial_errors[slab * g_.classes + group.first + c] = sum;
         }
     }
@@ -178,31 +179,27 @@ private:
     // One iteration of a group.
     void pass(const Group& group, bool keep) {
         const int classes = static_cast<int>(group.classes);
-        const AddRows<T> add_rows_of = add_rows_for<T>(classes);
+        const Products<T> products(classes);
         const bool started = iterations_ > 1;
         clear_errors(group);
         q_.for_each_range(blocks_, [&](int64_t slab, int64_t first, int64_t last) {
-            T mu[kGroup * kLanes], sums[kGroup * kLanes], errors[kGroup * kLanes] = {};
+            T mu[kMaxGroup * kSide], sums[kMaxGroup * kSide], errors[kMaxGroup * kSide] = {};
             for (int64_t block = first; block < last; ++block) {
                 const T* tiles = block_of(block, slab, keep);
-                add_rows_of(tiles, group.nu, tiles_, sums);
-                Mask raised = {};
-                for (int64_t c = 0; c < classes; ++c) {
-                    const int64_t at = (block * classes + c) * kLanes;
-                    const V a = load<V>(group.a + at), sum = guarded(load<V>(sums + c * kLanes), raised);
+                products.rows(tiles, group.nu, tiles_, sums);
+                Mask raised[2] = {};
+                for (int64_t e = 0; e < 2 * classes; ++e) {
+                    const int64_t at = block * classes * kSide + e * kLanes;
+                    const V a = load<V>(group.a + at), sum = guarded(load<V>(sums + e * kLanes), raised[e % 2]);
                     if (started) {
                         const V error = magnitude(a * (sum / load<V>(group.row_sums + at)) - a);
-                        store(errors + c * kLanes, load<V>(errors + c * kLanes) + error);
+                        store(errors + e * kLanes, load<V>(errors + e * kLanes) + error);
                     }
                     store(group.row_sums + at, sum);
-                    store(mu + c * kLanes, a / sum);
+                    store(mu + e * kLanes, a / sum);
                 }
                 b_.guards[slab] += count(raised, rows_in(block));
-                if (block == first) {
-                    add_columns<true>(tiles, mu, tiles_, classes, partials(slab, group));
-                } else {
-                    add_columns<false>(tiles, mu, tiles_, classes, partials(slab, group));
-                }
+                products.columns(tiles, mu, tiles_, block > first, partials(slab, group));
             }
             write_errors(group, slab, errors);
         });
@@ -219,12 +216,12 @@ private:
         const int64_t length = ceil_div(blocks_, kMaxSlabs), slabs = ceil_div(blocks_, length);
         q_.for_each_range(tiles_, [&](int64_t range, int64_t first, int64_t last) {
             for (int64_t tile = first; tile < last; ++tile) {
-                Mask raised = {};
-                for (int64_t c = 0; c < group.classes; ++c) {
-                    const int64_t at = (tile * group.classes + c) * kLanes;
+                Mask raised[2] = {};
+                for (int64_t e = 0; e < 2 * group.classes; ++e) {
+                    const int64_t at = tile * group.classes * kSide + e * kLanes;
                     V sum = load<V>(partials(0, group) + at);
                     for (int64_t slab = 1; slab < slabs; ++slab) sum += load<V>(partials(slab, group) + at);
-                    fn(at, sum, raised);
+                    fn(at, sum, raised[e % 2]);
                 }
                 b_.guards[kMaxSlabs + range] += count(raised, columns_in(tile));
             }
@@ -234,17 +231,17 @@ private:
     // |mu (K nu) - a|_1 of the result.
     void measure_errors() {
         for_each_group([&](const Group& group) {
-            const AddRows<T> add_rows_of = add_rows_for<T>(static_cast<int>(group.classes));
+            const Products<T> products(group.classes);
             clear_errors(group);
             q_.for_each_range(blocks_, [&](int64_t slab, int64_t first, int64_t last) {
-                T sums[kGroup * kLanes], errors[kGroup * kLanes] = {};
+                T sums[kMaxGroup * kSide], errors[kMaxGroup * kSide] = {};
                 for (int64_t block = first; block < last; ++block) {
-                    add_rows_of(block_of(block, slab, false), group.nu, tiles_, sums);
-                    for (int64_t c = 0; c < group.classes; ++c) {
-                        const int64_t at = (block * group.classes + c) * kLanes;
+                    products.rows(block_of(block, slab, false), group.nu, tiles_, sums);
+                    for (int64_t e = 0; e < 2 * group.classes; ++e) {
+                        const int64_t at = block * group.classes * kSide + e * kLanes;
                         const V a = load<V>(group.a + at), before = load<V>(group.row_sums + at);
-                        const V error = magnitude(a * (load<V>(sums + c * kLanes) / before) - a);
-                        store(errors + c * kLanes, load<V>(errors + c * kLanes) + error);
+                        const V error = magnitude(a * (load<V>(sums + e * kLanes) / before) - a);
+                        store(errors + e * kLanes, load<V>(errors + e * kLanes) + error);
                     }
                 }
                 write_errors(group, slab, errors);
@@ -260,11 +257,11 @@ private:
             const auto for_each_number = [&](int64_t tiles, int64_t length, const auto& fn) {
                 q_.for_each_range(tiles, [&](int64_t, int64_t first, int64_t last) {
                     for (int64_t at = first * group.classes; at < last * group.classes; ++at) {
-                        const int64_t tile = at / group.classes, begin = tile * kLanes;
+                        const int64_t tile = at / group.classes, begin = tile * kSide;
                         const ClassScale& scale = b_.scales[group.first + at % group.classes];
-                        const int64_t used = std::min<int64_t>(kLanes, length - begin);
+                        const int64_t used = std::min<int64_t>(kSide, length - begin);
                         for (int64_t i = 0; i < used; ++i) {
-                            fn(scale.number * length + begin + i, at * kLanes + i, scale.mass);
+                            fn(scale.number * length + begin + i, at * kSide + i, scale.mass);
                         }
                     }
                 });
@@ -283,29 +280,25 @@ private:
     // D_j = b_j (sum_i mu_i cost_ij K_ij) / (sum_i mu_i K_ij)
     void read_receivers() {
         for_each_group([&](const Group& group) {
-            const int classes = static_cast<int>(group.classes);
+            const Products<T> products(group.classes);
             q_.for_each_range(blocks_, [&](int64_t slab, int64_t first, int64_t last) {
-                T mu[kGroup * kLanes];
+                T mu[kMaxGroup * kSide];
                 for (int64_t block = first; block < last; ++block) {
-                    for (int64_t c = 0; c < classes; ++c) {
-                        const int64_t at = (block * classes + c) * kLanes;
-                        store(mu + c * kLanes, load<V>(group.a + at) / load<V>(group.row_sums + at));
+                    for (int64_t e = 0; e < 2 * group.classes; ++e) {
+                        const int64_t at = block * group.classes * kSide + e * kLanes;
+                        store(mu + e * kLanes, load<V>(group.a + at) / load<V>(group.row_sums + at));
                     }
                     fill<true>(block, scratch(slab));
-                    if (block == first) {
-                        add_columns<true>(scratch(slab), mu, tiles_, classes, partials(slab, group));
-                    } else {
-                        add_columns<false>(scratch(slab), mu, tiles_, classes, partials(slab, group));
-                    }
+                    products.columns(scratch(slab), mu, tiles_, block > first, partials(slab, group));
                 }
             });
             add_partials(group, [&](int64_t at, V sum, Mask&) {
-                const int64_t begin = at / kLanes / classes * kLanes;
-                const ClassScale& scale = b_.scales[group.first + at / kLanes % classes];
-                T* to = static_cast<T*>(p_.map) + scale.number * g_.columns + begin;
+                const int64_t column = at / (group.classes * kSide) * kSide + at % kSide;
+                const ClassScale& scale = b_.scales[group.first + at / kSide % group.classes];
+                T* to = static_cast<T*>(p_.map) + scale.number * g_.columns + column;
                 const V b = load<V>(group.b + at);
                 const V paid = b * static_cast<T>(scale.mass) * (sum / load<V>(group.column_sums + at));
-                const int64_t used = columns_in(begin / kLanes);
+                const int64_t used = std::min<int64_t>(kLanes, g_.columns - column);
                 for (int64_t j = 0; j < used; ++j) to[j] = b[j] > T(0) ? paid[j] : T(0);
             });
         });
@@ -315,23 +308,21 @@ private:
     void read_sources() {
         std::fill_n(b_.paid, kMaxSlabs * g_.classes, 0.0);
         for_each_group([&](const Group& group) {
-            const AddRows<T> add_rows_of = add_rows_for<T>(static_cast<int>(group.classes));
+            const Products<T> products(group.classes);
             q_.for_each_range(blocks_, [&](int64_t slab, int64_t first, int64_t last) {
-                T sums[kGroup * kLanes];
+                T sums[kMaxGroup * kSide];
                 for (int64_t block = first; block < last; ++block) {
                     fill<true>(block, scratch(slab));
-                    add_rows_of(scratch(slab), group.nu, tiles_, sums);
-                    for (int64_t c = 0; c < group.classes; ++c) {
-                        const int64_t at = (block * group.classes + c) * kLanes;
-                        const ClassScale& scale = b_.scales[group.first + c];
-                        const V mu = load<V>(group.a + at) / load<V>(group.row_sums + at);
-                        const V paid = mu * static_cast<T>(scale.mass) * load<V>(sums + c * kLanes);
-                        const int64_t used = rows_in(block);
-                        for (int64_t i = 0; i < used; ++i) {
-                            b_.paid[slab * g_.classes + group.first + c] += static_cast<double>(paid[i]);
-                            if (p_.readout != Readout::kSource) continue;
-                            static_cast<T*>(p_.map)[scale.number * g_.rows + block * kLanes + i] = paid[i];
-                        }
+                    products.rows(scratch(slab), group.nu, tiles_, sums);
+                    for (int64_t e = 0; e < group.classes * kSide; ++e) {
+                        const int64_t at = block * group.classes * kSide + e, k = group.first + e / kSide;
+                        const int64_t row = block * kSide + e % kSide;
+                        if (row >= g_.rows) continue;
+                        const T mu = group.a[at] / group.row_sums[at];
+                        const T paid = mu * static_cast<T>(b_.scales[k].mass) * sums[e];
+                        b_.paid[slab * g_.classes + k] += static_cast<double>(paid);
+                        if (p_.readout != Readout::kSource) continue;
+                        static_cast<T*>(p_.map)[b_.scales[k].number * g_.rows + row] = paid;
                     }
                 }
             });

@@ -1,11 +1,13 @@
 """Operators `doubly_stochastic` and `markov_velocity`: plans, CPU and CUDA bridges, fakes."""
 
 import dataclasses
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     expect_between,
@@ -22,8 +24,12 @@ from .._checks import (
 from ..reference import markov as reference
 from . import register
 
-RULES = ("first_passage", "delta_literal", "settling")
-STATE_SCALES = ("max", "none", "N")
+# The numbers of csrc/markov/markov.h; tests/test_markov.py compares them.
+RULES = {"first_passage": 0, "delta_literal": 1, "settling": 2}
+STATE_SCALES = {"max": 0, "none": 1, "N": 2}
+STAGES = {"start": 0, "steps": 1, "report": 2}
+# Steps that are queued on a device before it is asked whether any class still runs. Most chains need some tens.
+STEPS_PER_BATCH = 16
 ENTRIES = "finite entries >= 0"
 
 
@@ -79,8 +85,8 @@ def plan_velocity(attention, distributions, o: Options) -> Plan:
     num_classes = expect_shape(name, "distributions", distributions, "C, N", {"N": p.num_nodes}, "attention")["C"]
     same_device(name, attention=attention, distributions=distributions)
     expect_positive(name, "temperature", o.temperature)
-    expect_choice(name, "rule", o.rule, RULES)
-    expect_choice(name, "state_scale", o.state_scale, STATE_SCALES)
+    expect_choice(name, "rule", o.rule, tuple(RULES))
+    expect_choice(name, "state_scale", o.state_scale, tuple(STATE_SCALES))
     if o.state_scale == "max":
         expect_between(name, "threshold", o.threshold, 0, 1)
     else:
@@ -126,14 +132,98 @@ def _scale_by_reference(p: Plan, attention: Tensor, n_iter: int, check: bool, in
     return r, c, reference.column_error(c, sums).reshape(1) if info else attention.new_empty(0, dtype=torch.float64)
 
 
+def _call_cpu(op: str, common: dict, device: torch.device) -> object:
+    """Runs `op`_cpu with scratch memory of the size that it asks for."""
+    native = _native.cpu_module()
+    num_bytes = getattr(native, f"{op}_cpu_workspace_bytes")(**common)
+    workspace = _native.allocate((num_bytes,), torch.uint8, device)
+    return getattr(native, f"{op}_cpu")(
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        num_threads=torch.get_num_threads(),
+        isa=_native.ISA_NUMBERS[_native.isa()],
+        **common,
+    )
+
+
+class CudaCall:
+    """Calls of `op`_cuda on the current stream, over scratch memory that they share."""
+
+    def __init__(self, op: str, common: dict, device: torch.device):
+        native = _native.cuda_module(op)
+        num_bytes = getattr(native, f"{op}_cuda_workspace_bytes")(**common)
+        self._workspace = _native.allocate((num_bytes,), torch.uint8, device)
+        self._run = functools.partial(
+            getattr(native, f"{op}_cuda"),
+            workspace=self._workspace.data_ptr(),
+            workspace_bytes=num_bytes,
+            device=device.index or 0,
+            stream=_native.current_stream(device),
+            **common,
+        )
+
+    def __call__(self, **stage) -> None:
+        self._run(**stage)
+
+
+def _scale_cuda(op: str, common: dict, device: torch.device) -> None:
+    CudaCall(op, common, device)()
+
+
+def _run_chain_cuda(op: str, common: dict, device: torch.device) -> None:
+    """Start, steps in batches until no class runs, report. After each batch the number of running classes is read."""
+    running = torch.zeros(1, dtype=torch.int32, device=device)
+    call = CudaCall(op, common, device)
+    stage = {"first_step": 0, "last_step": 0, "running": running.data_ptr()}
+    call(**stage | {"stage": STAGES["start"]})
+    recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    batch = common["max_steps"] if recording else STEPS_PER_BATCH
+    for first in range(1, common["max_steps"] + 1, batch):
+        if not recording and int(running) == 0:
+            break
+        last = min(first + batch - 1, common["max_steps"])
+        call(**stage | {"stage": STAGES["steps"], "first_step": first, "last_step": last})
+    call(**stage | {"stage": STAGES["report"]})
+
+
+def _scale(p: Plan, matrix: Tensor, n_iter: int, check: bool, info: bool, call) -> tuple[Tensor, Tensor, Tensor]:
+    """r, c and the column error by a kernel; `matrix` is contiguous. On CUDA `check` waits for the device."""
+    r = torch.empty(p.num_nodes, dtype=p.compute_dtype, device=matrix.device)
+    c = torch.empty_like(r)
+    error = torch.zeros(int(info), dtype=torch.float64, device=matrix.device)
+    if p.num_nodes == 0:
+        return r, c, error
+    common = {
+        "attention": matrix.data_ptr(),
+        "r": r.data_ptr(),
+        "c": c.data_ptr(),
+        "column_error": error.data_ptr() if info else 0,
+        "num_nodes": p.num_nodes,
+        "n_iter": n_iter,
+        "dtype": _native.DTYPES[matrix.dtype],
+    }
+    valid = call("doubly_stochastic", common, matrix.device)
+    if check and not (bool(valid) if call is _call_cpu else not bool(r[0].isnan())):
+        _refuse_entry(p.name, "attention", matrix)
+    return r, c, error
+
+
 def _scaling_cpu(attention, n_iter, check, info):
     p = plan_scaling("doubly_stochastic", attention, n_iter)
-    return _scale_by_reference(p, attention, n_iter, check, info)
+    if _native.cpu_module() is None:
+        return _scale_by_reference(p, attention, n_iter, check, info)
+    return _scale(p, attention.contiguous(), n_iter, check, info, _call_cpu)
+
+
+def _by_reference_on_cuda(p: Plan) -> bool:
+    return p.compute_dtype == torch.float64 or _native.reference_forced()
 
 
 def _scaling_cuda(attention, n_iter, check, info):
     p = plan_scaling("doubly_stochastic", attention, n_iter)
-    return _scale_by_reference(p, attention, n_iter, check, info)
+    if _by_reference_on_cuda(p):
+        return _scale_by_reference(p, attention, n_iter, check, info)
+    return _scale(p, attention.contiguous(), n_iter, check, info, _scale_cuda)
 
 
 def _scaling_fake(attention, n_iter, check, info):
@@ -167,16 +257,57 @@ def _velocity_by_reference(p: Plan, attention: Tensor, distributions: Tensor, o:
     return velocity.to(distributions.dtype), *_no_info(tuple(found), o.info), r, c, error
 
 
+def _velocity(p: Plan, attention: Tensor, distributions: Tensor, o: Options, scale, run):
+    """The results of the schema by kernels: `scale` calls that of the scaling, `run` that of the chain."""
+    device, shape = attention.device, (p.num_classes, p.num_nodes)
+    if o.check:
+        _check_entries(p.name, "distributions", distributions)
+    matrix = _matrix(p, attention, o).contiguous()
+    r, c, error = _scale(p, matrix, o.n_ipf, o.check, o.info, scale)
+    starts = distributions.to(p.compute_dtype).contiguous()
+    velocity = _native.allocate(shape, p.compute_dtype, device)
+    times = _native.allocate(shape if o.info else (0, 0), p.compute_dtype, device)
+    counts = p.num_classes if o.info else 0
+    steps = torch.zeros(counts, dtype=torch.int32, device=device)
+    unreached = torch.zeros(counts, dtype=torch.int64, device=device)
+    if velocity.numel():
+        common = {
+            "attention": matrix.data_ptr(),
+            "r": r.data_ptr(),
+            "c": c.data_ptr(),
+            "distributions": starts.data_ptr(),
+            "velocity": velocity.data_ptr(),
+            "times": times.data_ptr() if o.info else 0,
+            "steps": steps.data_ptr() if o.info else 0,
+            "unreached": unreached.data_ptr() if o.info else 0,
+            "num_nodes": p.num_nodes,
+            "num_classes": p.num_classes,
+            "threshold": o.threshold,
+            "min_time": o.min_time,
+            "max_steps": o.max_steps,
+            "rule": RULES[o.rule],
+            "state_scale": STATE_SCALES[o.state_scale],
+            "interpolate": o.interpolate,
+            "dtype": _native.DTYPES[matrix.dtype],
+        }
+        run("markov_velocity", common, device)
+    return velocity.to(distributions.dtype), times, steps, unreached, r, c, error
+
+
 def _velocity_cpu(attention, distributions, *options):
     o = Options(*options)
     p = plan_velocity(attention, distributions, o)
-    return _velocity_by_reference(p, attention, distributions, o)
+    if _native.cpu_module() is None:
+        return _velocity_by_reference(p, attention, distributions, o)
+    return _velocity(p, attention, distributions, o, _call_cpu, _call_cpu)
 
 
 def _velocity_cuda(attention, distributions, *options):
     o = Options(*options)
     p = plan_velocity(attention, distributions, o)
-    return _velocity_by_reference(p, attention, distributions, o)
+    if _by_reference_on_cuda(p):
+        return _velocity_by_reference(p, attention, distributions, o)
+    return _velocity(p, attention, distributions, o, _scale_cuda, _run_chain_cuda)
 
 
 def _velocity_fake(attention, distributions, *options):

@@ -195,7 +195,24 @@ def _cpu(p: Plan, cost, a, b, normalize, check, info, **options):
 def _cuda(p: Plan, cost, a, b, normalize, check, info, **options):
     if check:
         _check_values(p, cost, a, b, normalize)
-    return _reference(p, cost, a, b, info, normalize=normalize, **options)
+    if p.compute_dtype == torch.float64 or _native.reference_forced():
+        return _reference(p, cost, a, b, info, normalize=normalize, **options)
+    native = _native.cuda_module(p.op)
+    tensors = _tensors(p, cost, a, b, info)
+    common = _arguments(p, tensors, normalize=normalize, mass_tolerance=_tolerance(a, b), **options)
+    if p.num_classes == 0:
+        tensors["status"].zero_()
+        return _results(p, tensors)
+    num_bytes = getattr(native, f"{p.op}_cuda_workspace_bytes")(**common)
+    workspace = _native.allocate((num_bytes,), torch.uint8, a.device)
+    getattr(native, f"{p.op}_cuda")(
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        device=a.device.index or 0,
+        stream=_native.current_stream(a.device),
+        **common,
+    )
+    return _results(p, tensors)
 
 
 def _fake_results(p: Plan, a: Tensor, info: bool) -> tuple[Tensor, ...]:

@@ -90,13 +90,13 @@ def markov_times(
         F_0 = f;   F_l = ((F_{l-1} * r) A) * c;   g_l = F_l scaled (to maximum 1, times N, or not at all)
 
         first_passage   the smallest l >= 0 with g_l > threshold, and with `interpolate`, where l >= 1,
-                        l - (g_l - threshold) / (D + 1e-6),  D = g_l - g_{l-1},  1 - threshold for l = 1
+                        l - (g_l - threshold) / (D + 1e-6),  D = g_l - g_{l-1}; for l = 1 and "max" 1 - threshold
         delta_literal   the smallest l >= 1 with |g_l - g_{l-1}| <= threshold
         settling        1 + the largest l >= 1 with |g_l - g_{l-1}| > threshold, 1 where there is none
 
     A class stops when its times can change no more: when all is reached (first_passage, delta_literal; a column
-    with c = 0 is empty and never reached), or when g spans no more than the threshold over the columns that are not
-    empty (settling: with column sums of 1, averaging cannot widen that).
+    with c = 0 is empty and never reached), or its mass is lost (first_passage), or when g spans no more than the
+    threshold over the columns that are not empty (settling: with column sums of 1, averaging cannot widen that).
 
     Args:
         attention: [N, N] float, A.
@@ -147,11 +147,13 @@ def markov_times(
         met = (now > threshold if rule == "first_passage" else change.abs() <= threshold) & ~done[rows]
         reached = torch.full_like(now, float(step))
         if rule == "first_passage" and interpolate:
-            slope = change if step > 1 else 1 - threshold
+            slope = 1 - threshold if step == 1 and state_scale == "max" else change
             reached = step - (now - threshold) / (slope + SMALLEST_STEP)
         times[rows] = torch.where(met, reached, times[rows])
         done[rows] |= met
-        open_class[rows] = (~done[rows] & (live if rule == "first_passage" else True)).any(1)
+        open_class[rows] = (~done[rows]).any(1)
+        if rule == "first_passage":
+            open_class[rows] = (~done[rows] & live).any(1) & (moved > 0).any(1)
     missed = (unsettled & open_class[:, None] if rule == "settling" else ~done).sum(1)
     return times, steps, missed
 

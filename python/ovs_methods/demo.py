@@ -1,4 +1,4 @@
-"""A real photo, several classes, three methods side by side, and what the kernels are worth."""
+"""A real photo, several classes, five methods side by side, and what the kernels are worth."""
 
 import dataclasses
 import importlib.util
@@ -16,13 +16,14 @@ from . import viz
 from .errors import MissingDependency
 from .files import check_out_folder, write_together
 from .images import open_image, resize_argmax
+from .methods import ATTENTION_METHODS
 from .methods.coarse import patch_scores
 from .methods.lposs import patch_stage, propagate_view
 from .outputs import OutputPaths, Stopwatch, file_identity
 from .pipeline import Segmenter, SegmentOptions, run_settings
 from .vocabulary import Point
 
-METHODS_SHOWN = ("coarse", "lposs", "lposs+")
+METHODS_SHOWN = ("coarse", "lposs", "lposs+", "dslo-op", "dslo-mv")
 
 # Pixels of the photos that scikit-image ships (coffee and chelsea are CC0, astronaut is NASA's).
 PHOTOS: dict[str, dict[str, list[tuple[int, int]]]] = {
@@ -137,11 +138,13 @@ class Demo:
         check_out_folder(out)
         self.photo = photo_path(name)
         self._name, self._out = name, out
-        self._options = SegmentOptions([str(self.photo)], out, demo_points(name), method="lposs+", threads=threads)
-        self.segmenter = Segmenter(self._options, self.photo)
+        options = SegmentOptions([str(self.photo)], out, demo_points(name), method="lposs+", threads=threads)
+        self.segmenter = Segmenter(options, self.photo)
         self._options = self.segmenter.options
-        self._clock = Stopwatch()
-        self._picture, self._views, self.image = self.segmenter.read(self.photo, self._clock)
+        # Its backbone has another output, the attention, and takes longer.
+        self._attending = Segmenter(dataclasses.replace(options, method="dslo-mv"), self.photo)
+        self._seen = self.segmenter.read(self.photo, Stopwatch())
+        self.image = self._seen.image
 
     def _paths(self, method: str) -> OutputPaths:
         return OutputPaths.of(self._out, f"{self._name}_{method.replace('+', '_plus')}")
@@ -155,10 +158,10 @@ class Demo:
         Returns:
             The files, the shares of the classes and the time of each stage.
         """
-        options = dataclasses.replace(self._options, method=method)
-        self.segmenter.options = options
+        segmenter = self._attending if method in ATTENTION_METHODS else self.segmenter
+        segmenter.options = options = dataclasses.replace(segmenter.options, method=method)
         settings = {"input": file_identity(self.photo), **run_settings(options, self.photo)}
-        return (self._paths(method), *self.segmenter.run(self.photo, self._paths(method), settings))
+        return (self._paths(method), *segmenter.run(self.photo, self._paths(method), settings))
 
     def side_by_side(self) -> Path:
         """Draws the results of METHODS_SHOWN, which must have been segmented, into one picture; its path."""
@@ -169,30 +172,30 @@ class Demo:
             values = np.asarray(open_image(self._paths(method).labels))
             labels[method] = np.vectorize(index.__getitem__, otypes=[np.int64])(values)
         colors = viz.class_colors(vocabulary.names)
-        picture = viz.side_by_side(self._picture, labels, vocabulary.names, colors)
+        picture = viz.side_by_side(self._seen.photo, labels, vocabulary.names, colors)
         write_together({path: lambda file: picture.save(file, format="PNG", compress_level=3)})
         return path
 
     def summary(self) -> str:
         """The sizes of the problem, in words."""
-        patches = sum(len(view.positions) for view in self._views)
+        patches = sum(len(view.positions) for view in self._seen.views)
         return f"{patches} patches, {len(self.segmenter.vocabulary.groups)} embeddings"
 
     def map_scores(self) -> Tensor:
         """What `lp_pixels` is given for this photo: [P, H, W] scores after the patch stage."""
-        scores = [patch_scores(view, self.segmenter.vocabulary) for view in self._views]
-        return patch_stage(self._views, scores, tuple(self.image.shape[1:]), self._options.patch_constants())
+        scores = [patch_scores(view, self.segmenter.vocabulary) for view in self._seen.views]
+        return patch_stage(self._seen.views, scores, tuple(self.image.shape[1:]), self._options.patch_constants())
 
     def stages(self, repeats: int = 3) -> dict[str, float]:
         """Milliseconds of each stage of LPOSS+, medians of several runs after one to warm up."""
         vocabulary, constants = self.segmenter.vocabulary, self._options.patch_constants()
-        size, photo = tuple(self.image.shape[1:]), (self._picture.height, self._picture.width)
+        size, photo = tuple(self.image.shape[1:]), (self._seen.photo.height, self._seen.photo.width)
         clocks = []
         for _ in range(repeats + 1):
             clock = Stopwatch()
             clocks.append(clock.milliseconds)
             with clock("backbone"):
-                views = self.segmenter.views(self._picture, self.image)
+                views = self.segmenter.views(self._seen.photo, self.image)
             with clock("patch scores"):
                 scores = [patch_scores(view, vocabulary) for view in views]
             with clock("lp_patches"):

@@ -10,12 +10,31 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .backbones import DEFAULT_MODEL, EMBEDDED, MaskClip, load_backbone
+from .attention import (
+    DIFFUSION,
+    SHORT_NAMES,
+    Attention,
+    AttentionSource,
+    BackboneAttention,
+    attention_files,
+    is_matrix,
+    load_attention,
+)
+from .backbones import DEFAULT_MODEL, EMBEDDED, LOGITS, MaskClip, is_clip, load_backbone
 from .backbones.dinov2 import DEFAULT_LAYER, available_cpus
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
 from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, Preset, check_propagation, choose_preset
+from .methods import (
+    ATTENTION_METHODS,
+    METHODS,
+    DsloPreset,
+    Preset,
+    check_propagation,
+    choose_dslo_preset,
+    choose_preset,
+    upsample_argmax,
+)
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
 from .vocabulary import (
     ClassExamples,
@@ -31,7 +50,7 @@ from .vocabulary import (
 )
 from .vocabulary.exemplar import read_mask
 from .vocabulary.points import check_inside
-from .windows import View, look, parse_windows
+from .windows import View, look, parse_windows, whole_view
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,14 +75,20 @@ class SegmentOptions:
         background: words of an additional class, for `classes`.
         method: key of METHODS; None is lposs+ for text and pixels for the rest.
         propagation: of `ovs_kernels.lp_pixels`, for the methods pixels and lposs+.
-        preset: of the patch stage, see `choose_preset`.
+        preset: of the patch stage and of DSLO, see `choose_preset` and `choose_dslo_preset`.
         constants: fields of `Preset` given one by one.
+        dslo: fields of `DsloPreset` given one by one.
         short_side: of the working resolution.
         backbone: name of the backbone; None is CLIP for text and the embedded one for the rest.
         weights: its local file.
+        logits: what becomes of CLIP's last block, `maskclip` or `kk`; None is `kk` for DSLO, else `maskclip`.
         graph_backbone: whose features LPOSS's graph compares; None is DINO for CLIP and the backbone itself
             for the rest.
         graph_weights: its local file.
+        attention: whose self-attention DSLO uses, or the file of a matrix; None is Stable Diffusion 2 for text and
+            the backbone itself for the rest.
+        attention_weights: its local file or folder.
+        attention_layer: the blocks whose self-attention it is, as `load_attention` reads them; None is its usual one.
         layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
         overwrite: redo what is there already.
@@ -82,11 +107,16 @@ class SegmentOptions:
     propagation: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: str = "auto"
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dslo: dict[str, Any] = dataclasses.field(default_factory=dict)
     short_side: int = 448
     backbone: str | None = None
     weights: str | None = None
+    logits: str | None = None
     graph_backbone: str | None = None
     graph_weights: str | None = None
+    attention: str | None = None
+    attention_weights: str | None = None
+    attention_layer: str | None = None
     layer: int = DEFAULT_LAYER
     threads: int | None = None
     overwrite: bool = False
@@ -99,15 +129,55 @@ class SegmentOptions:
         if graph is None:
             graph = "dino_vitb16" if text else backbone
         method = self.method or ("lposs+" if text else "pixels")
-        return dataclasses.replace(self, method=method, backbone=backbone, graph_backbone=graph)
+        attention = self.attention or (DIFFUSION if text else backbone)
+        logits = self.logits
+        if logits is None and is_clip(backbone):
+            logits = LOGITS[1] if method in ATTENTION_METHODS else LOGITS[0]
+        return dataclasses.replace(
+            self,
+            method=method,
+            backbone=backbone,
+            logits=logits,
+            graph_backbone=graph,
+            attention=SHORT_NAMES.get(attention, attention),
+        )
 
     def uses_graph(self) -> bool:
         """Whether the method has a patch stage."""
         return self.method in ("lposs", "lposs+")
 
+    def uses_attention(self) -> bool:
+        """Whether the method is one of DSLO's."""
+        return self.method in ATTENTION_METHODS
+
     def patch_constants(self) -> Preset:
-        """Constants of the patch stage, and the windows, which every method has."""
+        """Constants of the patch stage, and the windows of every method but DSLO."""
         return choose_preset(self.preset, self.graph_backbone, self.constants)
+
+    def dslo_constants(self) -> DsloPreset:
+        """Constants of DSLO."""
+        return choose_dslo_preset(self.preset, self.backbone, self.dslo)
+
+    def windows(self) -> str:
+        """The windows as `parse_windows` reads them; DSLO has none."""
+        return "none" if self.uses_attention() else self.patch_constants().windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A photo and what the models see of it.
+
+    Attributes:
+        photo: mode RGB.
+        image: [3, H, W] in [0, 1], the photo at the working size.
+        views: one per set-up of windows.
+        attention: of the photo, for methods that use it.
+    """
+
+    photo: "Image"
+    image: Tensor
+    views: list[View]
+    attention: Attention | None
 
 
 class Segmenter:
@@ -122,8 +192,8 @@ class Segmenter:
         torch.set_num_threads(options.threads or available_cpus())
         self.options = options = options.resolved()
         self.clock = Stopwatch()
-        self._seen: tuple[Path, Image, list[View], Stopwatch] | None = None
-        self._setups = parse_windows(options.patch_constants().windows)
+        self._seen: tuple[Path, Seen, Stopwatch] | None = None
+        self._setups = parse_windows(options.windows())
         classes = parse_classes(options.classes, options.background) if options.classes is not None else {}
         photos, masks, first = {}, [], Stopwatch()
         if reference is not None:  # everything the user gave is checked before the model is loaded
@@ -144,24 +214,34 @@ class Segmenter:
                     raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
                 examples += text_examples(self.backbone, classes)
         if reference is not None:
-            photo, size = photos[reference], self.size(photos[reference])
+            photo = photos[reference]
+            seen = self._look(photo, first)
+            # Whole photos are seen once: the view of the only window holds what the points are in.
+            whole = self._setups == [None] and self.graph_backbone is None
             with first("backbone"):
-                views = self.views(photo, to_tensor(photo, size))
-                # Whole photos are seen once: the view of the only window holds what the points are in.
-                whole = self._setups == [None] and self.graph_backbone is None
-                features = views[0].features[0] if whole else self.backbone(photo, size)
-            self._seen = reference, photo, views, first
+                features = seen.views[0].features[0] if whole else self.backbone(photo, self.size(photo))
+            self._seen = reference, seen, first
             examples += point_examples(features, options.points, photo.height, photo.width, options.prototypes == 1)
         self.vocabulary: Vocabulary = build_vocabulary(examples)
 
     def _load_models(self) -> None:
         options = self.options
         shared = {"layer": options.layer, "threads": options.threads}
-        self.backbone = load_backbone(options.backbone, options.weights, **shared)
+        self.backbone = load_backbone(options.backbone, options.weights, logits=options.logits, **shared)
         self.graph_backbone = None
         if options.uses_graph() and options.graph_backbone != options.backbone:
             flag = "--graph-weights"
             self.graph_backbone = load_backbone(options.graph_backbone, options.graph_weights, flag=flag, **shared)
+        self.attention: AttentionSource | None = None
+        if options.uses_attention():
+            same = options.attention == options.backbone and options.attention_weights in (None, options.weights)
+            self.attention = load_attention(
+                options.attention,
+                options.attention_weights,
+                layer=options.attention_layer,
+                backbone=self.backbone if same else None,
+                threads=options.threads,
+            )
 
     def _exemplar_examples(self, photos: dict[Path, "Image"], masks: list[np.ndarray]) -> list[ClassExamples]:
         options, examples = self.options, []
@@ -186,22 +266,35 @@ class Segmenter:
         """What the backbones see of a photo, one view per set-up of windows."""
         return [look(photo, image, self.backbone, self.graph_backbone, setup) for setup in self._setups]
 
-    def read(self, path: Path, clock: Stopwatch) -> tuple["Image", list[View], Tensor]:
-        """Photo, views and the photo at the working resolution ([3, H, W] in [0, 1])."""
-        seen = self._seen if self._seen is not None and self._seen[0] == path else None
+    def _look(self, photo: "Image", clock: Stopwatch) -> Seen:
+        """Shows a photo to the models; one pass gives features and attention if one model has both."""
+        size, attention = self.size(photo), None
         with clock("read"):
-            photo = seen[1] if seen else read_photo(path)
-            image = to_tensor(photo, self.size(photo))
-        if seen:
-            for stage, spent in seen[3].milliseconds.items():
-                clock.milliseconds[stage] = clock.milliseconds.get(stage, 0.0) + spent
-            return photo, seen[2], image
+            image = to_tensor(photo, size)
+        if isinstance(self.attention, BackboneAttention) and self.attention.backbone is self.backbone:
+            with clock("backbone"):
+                features, attention = self.attention.with_features(photo, size)
+                return Seen(photo, image, [whole_view(features, size, self.backbone.patch)], attention)
         with clock("backbone"):
             views = self.views(photo, image)
-        return photo, views, image
+        if self.attention is not None:
+            with clock("attention"):
+                attention = self.attention(photo, size)
+        return Seen(photo, image, views, attention)
 
-    def scores(self, views: list[View], image: Tensor) -> Tensor:
-        """[G, H, W] class scores at the working resolution."""
+    def read(self, path: Path, clock: Stopwatch) -> Seen:
+        """A photo and what the models see of it; once for the photo that the points are in."""
+        if self._seen is None or self._seen[0] != path:
+            with clock("read"):
+                photo = read_photo(path)
+            return self._look(photo, clock)
+        _, seen, spent = self._seen
+        for stage, milliseconds in spent.milliseconds.items():
+            clock.milliseconds[stage] = clock.milliseconds.get(stage, 0.0) + milliseconds
+        return seen
+
+    def scores(self, seen: Seen) -> Tensor:
+        """[G, h, w] class scores: at the working resolution, of DSLO on the grid of the attention."""
         options, arguments = self.options, {}
         if options.method == "pixels":
             arguments = options.propagation
@@ -209,22 +302,32 @@ class Segmenter:
             arguments = {"constants": options.patch_constants()}
             if options.method == "lposs+":
                 arguments["propagation"] = options.propagation
-        return METHODS[options.method](views, self.vocabulary, image, **arguments)
+        elif options.uses_attention():
+            arguments = {"attention": seen.attention, "constants": options.dslo_constants()}
+        return METHODS[options.method](seen.views, self.vocabulary, seen.image, **arguments)
+
+    def labels(self, path: Path, clock: Stopwatch) -> tuple[Seen, np.ndarray]:
+        """The photo, and the class index of each of its pixels, [H, W]; the time of each stage goes to `clock`."""
+        seen, options = self.read(path, clock), self.options
+        with clock(options.method):
+            scores = self.scores(seen)
+        if options.uses_attention():
+            with clock("upsample + argmax"):
+                return seen, upsample_argmax(scores, seen.photo, options.dslo_constants()).numpy()
+        with clock("resize + argmax"):
+            return seen, resize_argmax(scores, (seen.photo.height, seen.photo.width)).numpy()
 
     def run(
         self, path: Path, paths: OutputPaths, settings: dict[str, Any]
     ) -> tuple[list[tuple[str, float]], Stopwatch]:
         """Segments one photo and writes its files; shares of the classes and the time of each stage."""
         clock = Stopwatch()
-        photo, views, image = self.read(path, clock)
-        with clock(self.options.method):
-            scores = self.scores(views, image)
-        with clock("resize + argmax"):
-            labels = resize_argmax(scores, (photo.height, photo.width)).numpy()
+        seen, labels = self.labels(path, clock)
+        photo = seen.photo
         summary = {
             "image": path.name,
             "size": [photo.height, photo.width],
-            "working_size": list(image.shape[1:]),
+            "working_size": list(seen.image.shape[1:]),
             "method": self.options.method,
             "embeddings": len(self.vocabulary.groups),
             "setup_ms": self.clock.rounded(),
@@ -263,6 +366,16 @@ def _check_vocabulary(options: SegmentOptions) -> None:
         raise UserError("--class-name", "an --exemplar whose ids it names", "none")
 
 
+def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
+    options.dslo_constants()
+    windows = options.constants.get("windows")
+    if windows not in (None, "none"):
+        raise UserError("--windows", f"none with --method {options.method}, which sees whole photos", f"'{windows}'")
+    if is_matrix(options.attention) and len(images) > 1:
+        wanted = f"one IMAGE, whose matrix {options.attention} is"
+        raise UserError("--attention", wanted, f"{len(images)} images", "a matrix belongs to one photo")
+
+
 def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, OutputPaths]]:
     """Checks what can be checked without reading images.
 
@@ -291,7 +404,9 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
-    parse_windows(options.patch_constants().windows)
+    parse_windows(options.windows())
+    if options.uses_attention():
+        _check_dslo(options, images)
     if options.method in ("pixels", "lposs+"):
         check_propagation(options.propagation)
     check_out_folder(options.out)
@@ -307,13 +422,20 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
 def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, Any]:
     """Everything but the image that decides the result; stored in the JSON, compared on resuming."""
     text = parse_classes(options.classes, options.background) if options.classes is not None else None
-    weights = (options.weights, options.graph_weights if options.uses_graph() else None)
+    graph, attends = options.uses_graph(), options.uses_attention()
+    weights = [options.weights, options.graph_weights if graph else None]
+    attention = {}
+    if attends:
+        files = attention_files(options.attention, options.attention_weights)
+        attention = {"source": options.attention, "files": [file_identity(file) for file in files]}
+        attention |= {"layer": options.attention_layer, **dataclasses.asdict(options.dslo_constants())}
     return {
         "version": __version__,
         "method": options.method,
         "propagation": options.propagation if options.method in ("pixels", "lposs+") else {},
-        "windows": options.patch_constants().windows,
-        "graph": dataclasses.asdict(options.patch_constants()) if options.uses_graph() else {},
+        "windows": options.windows(),
+        "graph": dataclasses.asdict(options.patch_constants()) if graph else {},
+        "dslo": attention,
         "points": [str(point) for point in options.points],
         "points_on": file_identity(reference) if reference is not None and reference.is_file() else None,
         "exemplars": [[file_identity(e.image), file_identity(e.mask)] for e in options.exemplars],
@@ -321,7 +443,8 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "prototypes": options.prototypes,
         "classes": text,
         "short_side": options.short_side,
-        "backbones": [options.backbone, options.graph_backbone if options.uses_graph() else None],
+        "backbones": [options.backbone, options.graph_backbone if graph else None],
+        "logits": options.logits,
         "weights": [file_identity(Path(file)) if file and Path(file).is_file() else file for file in weights],
         "layer": options.layer,
     }

@@ -112,6 +112,21 @@ def look(
     )
 
 
+def whole_view(features: Tensor, size: tuple[int, int], patch: int) -> View:
+    """The view of a whole photo whose features are known already.
+
+    Args:
+        features: [h, w, D], of any length.
+        size: (H, W), the working size.
+        patch: side of a patch.
+
+    Returns:
+        What `look` returns for the same features, without windows and without a second backbone.
+    """
+    unit, boxes = F.normalize(features, dim=-1)[None], torch.tensor([[0, 0, *size]])
+    return View(unit, unit, boxes, patch_centres(boxes, tuple(features.shape[:2]), patch))
+
+
 def patch_centres(boxes: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Pixel positions of the patches of all windows.
 

@@ -152,6 +152,7 @@ std::vector<Case> all_cases() {
         {"filters too large for shared memory", 1, 3, 5, 34, 13, 17},
         {"filters of float64 too large for shared memory", 1, 2, 4, 34, 9, 11},
         {"enough tiles for one block each", 1, 2, 130, 512, 2, 3},
+        {"more tiles than blocks", 16500, 1, 1, 2, 1, 2},
         {"width 31", 1, 4, 4, 31, 3, 5},
         {"width 32", 1, 4, 4, 32, 3, 5},
         {"width 33", 1, 4, 4, 33, 3, 5},

@@ -204,7 +204,7 @@ def test_attention_of_a_batch_is_that_of_its_images(backbone):
 
 def test_names_of_the_embedded_model(onnx_model, chelsea, cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    alone = load_attention("dinov2-small", layer="9", threads=2)
+    alone = load_attention("dinov2-small", layer="11", threads=2)
     shared = load_attention("dinov2-small", backbone=alone.backbone)
     assert shared.backbone is alone.backbone
     assert shared.identity == alone.identity

@@ -20,15 +20,15 @@ def test_every_demo_photo_is_there_and_holds_its_points(name, chelsea):
     assert len(PHOTOS[name]) >= 4
 
 
-def test_demo_writes_three_methods_and_one_picture_of_them(ovs, tmp_path, onnx_model, chelsea):
+def test_demo_writes_five_methods_and_one_picture_of_them(ovs, tmp_path, onnx_model, chelsea):
     result = ovs("demo", "--photo", "chelsea", "--out", "demo", "--quiet")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert len(list((tmp_path / "demo").iterdir())) == 10
+    assert len(list((tmp_path / "demo").iterdir())) == 16
     with Image.open(tmp_path / "demo" / "chelsea_side_by_side.png") as picture:
         assert picture.width == 2 * 451 + 8
-        assert picture.height > 2 * 300
-        quarters = [np.asarray(picture)[y : y + 260, x : x + 451] for y in (30, 362) for x in (0, 459)]
-    assert len({part.tobytes() for part in quarters}) == 4
+        assert picture.height > 3 * 300
+        cells = [np.asarray(picture)[y : y + 260, x : x + 451] for y in (32, 364, 696) for x in (0, 459)]
+    assert len({part.tobytes() for part in cells}) == 6
 
 
 def test_the_comparison_runs_the_same_problem(chelsea):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..backbones import DEFAULT_MODEL, EMBEDDED, AttentiveBackbone, DinoV2, load_backbone
-from ..backbones.dinov2 import DEFAULT_LAYER
+from ..backbones.dinov2 import NUM_LAYERS
 from ..errors import UserError
 from .backbone import BackboneAttention
 from .core import Attention, AttentionSource
@@ -31,7 +31,7 @@ def load_attention(
         name: `sd2`, `ORG/REPO` of the hub or a folder (Stable Diffusion in diffusers); any backbone of
             `load_backbone`, or one of SHORT_NAMES; or a matrix in a file (.npy, .npz, .pt).
         weights: a local file or folder instead of the download.
-        layer: 0-based block of a ViT, None is its usual one; for Stable Diffusion `NAME[:WEIGHT],...`.
+        layer: 0-based block of a ViT, None is the last; for Stable Diffusion `NAME[:WEIGHT],...`.
         grid: (h, w) of a matrix, if it is neither square nor in the file.
         image_size: side of the square that Stable Diffusion sees.
         backbone: the model called `name`, if it is loaded already: features and attention can then come from one
@@ -53,7 +53,7 @@ def load_attention(
         return DiffusionAttention(name, folder, blocks=blocks, image_size=image_size, flag=flag)
     block, name = _block(layer), SHORT_NAMES.get(name, name)
     if backbone is None and name == EMBEDDED:
-        block = DEFAULT_LAYER if block is None else block
+        block = NUM_LAYERS - 1 if block is None else block
         backbone = DinoV2(block, model=weights, attention_layer=block, threads=threads)
     elif backbone is None:
         backbone = load_backbone(name, weights, threads=threads, flag=flag)

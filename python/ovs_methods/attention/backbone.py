@@ -17,8 +17,7 @@ class BackboneAttention(AttentionSource):
 
     Args:
         backbone: a ViT.
-        layer: 0-based block; None is the model's usual one: the last, for the embedded model the one
-            whose features are used.
+        layer: 0-based block; None is the last.
 
     Attributes:
         backbone: the model, which may carry the vocabulary as well; then call `with_features`.

@@ -135,8 +135,8 @@ class DiffusionAttention(AttentionSource):
         loaded = _load(repository, folder, flag)
         self._unet, self._vae, self._prompt = loaded.unet, loaded.vae, loaded.prompt
         self._modules = {name: self_attention(self._unet, name, model) for name in self._shares}
-        self._step = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        multiple = self._step * 2 ** (len(self._unet.config.down_block_types) - 1)
+        step = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        multiple = step * 2 ** (len(self._unet.config.down_block_types) - 1)
         if image_size < multiple or image_size % multiple:
             raise UserError("image_size", f"a multiple of {multiple}", image_size)
         self._size, self._timestep = image_size, timestep

@@ -197,8 +197,8 @@ class DinoV2(AttentiveBackbone):
         return self._run(images)[0]
 
     def prepare_attention(self, layer: int | None = None) -> int:
-        """As `AttentiveBackbone.prepare_attention`; the usual block is the one whose features are used."""
-        layer = check_block(self.layer if layer is None else layer, NUM_LAYERS)
+        """As `AttentiveBackbone.prepare_attention`; the usual block is the last."""
+        layer = check_block(layer, NUM_LAYERS)
         if layer != self._attention_layer:
             self._attention_layer = layer
             self._session = self._open()

@@ -185,6 +185,8 @@ def choose_preset(name: str, backbone: str, changed: dict[str, Any]) -> Preset:
     """
     if name == "auto":
         name = "harmless" if backbone == EMBEDDED else "paper"
+    if name not in PRESETS:
+        raise UserError("--preset", f"auto, {' or '.join(PRESETS)} but for DSLO", name)
     preset = dataclasses.replace(PRESETS[name], **{key: value for key, value in changed.items() if value is not None})
     if not (preset.k > 0 and (preset.k < 1 or preset.k == int(preset.k))):
         raise UserError("--neighbours", "a whole number, or a share of all patches below 1", preset.k)
