@@ -38,7 +38,10 @@ public:
             for (int64_t j = 0; j < b_.neighbours; ++j) scratch[j] = b_.of_worker(worker, j);
             for (;;) {
                 const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-                if (item >= items) return;
+                if (item >= items) {
+                    finish_stream();
+                    return;
+                }
                 const int64_t row = item / parts, first = item % parts * columns;
                 const int64_t end = std::min(first + columns, g_.column_cut.count);
                 for (int64_t column = first; column < end; column += b_.neighbours) {
@@ -49,7 +52,8 @@ public:
     }
 
 private:
-    static constexpr int64_t kItemsPerWorker = 8;  // enough for an even load
+    static constexpr int64_t kStreamedNumbers = int64_t{16} << 20;  // does not fit into a cache anyway
+    static constexpr int64_t kItemsPerWorker = 8;                   // enough for an even load
     using V = Vec<T, kLanes<T>>;
 
     // kBlockClasses classes side by side at each node, zero where a value is not finite.
@@ -196,6 +200,11 @@ private:
                     int classes) const {
         constexpr int kStep = kWidth == 0 ? 1 : std::min(kWidth, kLanes<T>);
         using Run = Vec<T, kStep>;
+        // A large result, and rows of the tiles that are whole cache lines.
+        const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+        const bool streamed = kWidth != 0 && p_.num_classes * p_.height * p_.width >= kStreamedNumbers &&
+                              count * kWidth % line == 0 && tiles[0].columns.begin % line == 0 &&
+                              p_.width % line == 0 && reinterpret_cast<std::uintptr_t>(p_.up) % 64 == 0;
         for (int g = 0; g < classes; ++g) {
             T* row = static_cast<T*>(p_.up) + ((first + g) * p_.height + tiles[0].rows.begin) * p_.width;
             const T* from[kMostNeighbours];
@@ -208,7 +217,13 @@ private:
                         from[j] += tiles[j].width;
                     } else {
                         OVS_UNROLL
-                        for (int i = 0; i < kWidth; i += kStep) store(to + i, load<Run>(from[j] + i));
+                        for (int i = 0; i < kWidth; i += kStep) {
+                            if (streamed) {
+                                stream(to + i, load<Run>(from[j] + i));
+                            } else {
+                                store(to + i, load<Run>(from[j] + i));
+                            }
+                        }
                         from[j] += kWidth;
                     }
                 }
