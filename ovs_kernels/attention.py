@@ -81,7 +81,7 @@ def attention_mean(
         are safe. A row that gives less than about 1e-38 to the kept tokens is NaN.
     Memory: beyond the result, on CPU two tiles of 32 queries by Nk in the dtype of the computation per thread, and with
         `return_info` 1/32 of the matrix; on CUDA three numbers per head and query, and with `return_info` 1/64 of the
-        matrix. `keep` copies queries and keys unless it is a tail.
+        matrix. Keys are copied on CPU unless they are contiguous, queries and keys by `keep` unless it is a tail.
     Reference: DSLO, equation of the averaged self-attention; the hook of M2N2, which keeps the maps of all heads. See
         `ovs_kernels.reference.attention`. docs/attention.md shows how to get queries and keys out of models.
 

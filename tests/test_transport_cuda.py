@@ -17,7 +17,7 @@ from ovs_kernels.testing import assert_close_rel
 @pytest.mark.parametrize("order", ["forward", "reverse", "random:1"])
 def test_order_of_threads_does_not_matter(emulated_module, tmp_path, order):
     # In a process of its own, since the emulator may read its environment once.
-    cost, a = inputs.costs(70, 130), inputs.distributions(35, 70)
+    cost, a = inputs.costs(67, 70), inputs.distributions(34, 67)
     torch.save((cost, a), tmp_path / "inputs.pt")
     script = """
 import importlib.util, sys, torch
@@ -31,9 +31,9 @@ cost, a = torch.load(folder + "/inputs.pt")
 results = []
 with _native.use_emulator(module):
     for domain in ("plain", "log"):
-        options = {"max_iter": 3, "domain": domain}
+        options = {"max_iter": 2, "domain": domain}
         results += ovs_kernels.sinkhorn(cost, a, **options)
-        for readout in ("receiver", "source", "plan_cost"):
+        for readout in ("receiver", "plan_cost"):
             results.append(ovs_kernels.transport_map(cost, a, readout=readout, **options))
 torch.save(results, folder + "/results.pt")
 """
@@ -41,15 +41,15 @@ torch.save(results, folder + "/results.pt")
     command = [sys.executable, "-c", script, emulated_module.__file__, str(tmp_path)]
     subprocess.run(command, check=True, env=environment, timeout=300)
     there = iter(torch.load(tmp_path / "results.pt"))
-    expected, _ = inputs.plans(cost, a, iterations=3)
+    expected, _ = inputs.plans(cost, a, iterations=2)
     with _native.use_emulator(emulated_module):
         for domain in ("plain", "log"):
-            options = {"max_iter": 3, "domain": domain}
+            options = {"max_iter": 2, "domain": domain}
             f, g = sinkhorn(cost, a, **options)
             assert torch.equal(f, next(there))
             assert torch.equal(g, next(there))
             assert_close_rel(inputs.plan_of(cost, f, g), expected, POTENTIAL)
-            for readout in ("receiver", "source", "plan_cost"):
+            for readout in ("receiver", "plan_cost"):
                 result = transport_map(cost, a, readout=readout, **options)
                 assert torch.equal(result, next(there))
                 assert_close_rel(result, inputs.read(cost, expected, readout), SINGLE)

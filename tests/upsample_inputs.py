@@ -53,9 +53,9 @@ def weights_of(guide, low_size, sigma_spatial=1.0, sigma_range=0.1, radius=2):
             ]
             for qy, qx in near:
                 squared = float((rows[y] - qy) ** 2 + (columns[x] - qx) ** 2)
-                difference = colours[:, y, x] - colours[:, row_centres[qy], column_centres[qx]]
                 spatial[y, x, qy, qx] = -squared / (2 * sigma_spatial**2)
                 with np.errstate(over="ignore", invalid="ignore"):
+                    difference = colours[:, y, x] - colours[:, row_centres[qy], column_centres[qx]]
                     exponent = spatial[y, x, qy, qx] - (difference**2).sum() / (2 * sigma_range**2)
                 if np.isfinite(exponent):
                     exponents[y, x, qy, qx] = exponent

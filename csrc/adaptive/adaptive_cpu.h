@@ -12,16 +12,17 @@ namespace ovs {
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
 constexpr int64_t kTileRows = 6;       // rows of a tile, at most
-constexpr int64_t kColumns = 16;       // columns of a tile: its turned filters stay in the first-level cache, ...
-constexpr int64_t kWideColumns = 32;   // ... and where tiles overlap by k2 - 1 columns wider ones waste less
-constexpr int64_t kMostLanes = 16;     // columns of a vector, at most
+constexpr int64_t kColumns = 16;       // columns whose turned filters lie together: whole vectors of every level
+constexpr int64_t kMostColumns = 128;  // of a tile of the result: its filters stay in the second-level cache
+constexpr int64_t kWideColumns = 32;   // of a tile of a gradient
 constexpr int64_t kChannelGroup = 4;   // channels that share a vector of filters, at most
 constexpr int64_t kChannelChunk = 32;  // channels that a tile of the filters' gradient takes at a time
 
 // One tile: some columns and up to `kTileRows` rows of the array that the pass makes.
-//   taps     [rows, k1 * k2, taps_pitch]                the filters of the tile's pixels (or their cotangent), one row
-//   of
-//                                                       columns per tap; for the input's gradient those of the window
+//   taps     the filters of the tile's pixels, or their cotangent; one row of columns per tap
+//              result             [columns / kColumns, rows, k1 * k2, kColumns]
+//              input's gradient   [rows + k1 - 1, rows * k2, taps_pitch]: of the window's pixels, what leads to it
+//              filters' gradient  [rows, k1 * k2, taps_pitch]
 //   window   [channels, rows + k1 - 1, window_pitch]    the pixels that meet them, where they are copied
 //   centre   [channels, rows, columns]                  v_out; only where the filters' gradient is made
 struct AdaptiveTileSizes {
@@ -29,14 +30,17 @@ struct AdaptiveTileSizes {
     int64_t taps, window, centre;  // numbers
 
     explicit AdaptiveTileSizes(const AdaptiveParams& p) {
-        const bool wide = p.pass == AdaptivePass::kInputBackward, filters = p.pass == AdaptivePass::kFiltersBackward;
+        const bool forward = p.pass == AdaptivePass::kForward, filters = p.pass == AdaptivePass::kFiltersBackward;
         const int64_t channels = filters ? std::min(p.num_channels, kChannelChunk) : kChannelGroup;
-        const int64_t window_rows = kTileRows + p.filter_height - 1;
-        columns = p.pass == AdaptivePass::kForward ? kColumns : kWideColumns;
-        window_pitch = round_up(columns + p.filter_width - 1, kMostLanes);
+        const int64_t window_rows = kTileRows + p.filter_height - 1, num_taps = p.filter_height * p.filter_width;
+        const int64_t strips = std::max<int64_t>(1, ceil_div(p.width, kMostColumns));
+        columns = forward ? round_up(ceil_div(p.width, strips), kColumns) : kWideColumns;
+        window_pitch = round_up(columns + p.filter_width - 1, kColumns);
         window_plane = window_rows * window_pitch;
-        taps_pitch = wide ? round_up(columns + p.filter_width - 1, 4) : columns;
-        taps = (wide ? window_rows : kTileRows) * p.filter_height * p.filter_width * taps_pitch;
+        taps_pitch = forward ? kColumns : filters ? columns : round_up(columns + p.filter_width - 1, 4);
+        taps = kTileRows * (forward   ? columns * num_taps
+                            : filters ? taps_pitch * num_taps
+                                      : taps_pitch * window_rows * p.filter_width);
         window = channels * window_plane;
         centre = filters ? channels * kTileRows * columns : 0;
     }

@@ -63,7 +63,7 @@ public:
 private:
     static constexpr int kLanes = kVectorBytes / sizeof(T);
     using V = Vec<T, kLanes>;
-    static_assert(kColumns % kLanes == 0 && kLanes <= kMostLanes, "a tile has whole vectors");
+    static_assert(kColumns % kLanes == 0 && kWideColumns % kLanes == 0, "a tile has whole vectors");
 
     // What windows are cut from; the window of the tile at (y, x) begins at (y - up, x - left).
     struct Pixels {
@@ -117,9 +117,12 @@ private:
 
     // The filters of the tile's pixels, as rows of columns.
     void pack_filters(const Tile& tile, int64_t rows) const {
-        for (int64_t y = 0; y < rows; ++y) {
-            turn<kLanes>(filters(tile.b, tile.y + y, tile.x), num_taps_, tile.taps + y * num_taps_ * sizes_.taps_pitch,
-                         sizes_.taps_pitch, tile.columns, num_taps_);
+        T* to = tile.taps;
+        for (int64_t x = 0; x < tile.columns; x += kColumns) {
+            for (int64_t y = 0; y < rows; ++y, to += num_taps_ * kColumns) {
+                turn<kLanes>(filters(tile.b, tile.y + y, tile.x + x), num_taps_, to, kColumns,
+                             std::min(kColumns, tile.columns - x), num_taps_);
+            }
         }
     }
 
@@ -129,11 +132,12 @@ private:
         const int64_t pitch = sizes_.taps_pitch, x0 = tile.x - pixels_.left;
         const int64_t begin = std::max<int64_t>(x0, 0), end = std::min(x0 + pitch, p_.width);
         for (int64_t r = 0; r < rows + p_.filter_height - 1; ++r) {
-            // Row y of the tile gets the tap i = k1 - 1 - (r - y).
-            const int64_t first = std::max<int64_t>(0, p_.filter_height - 1 - r) * p_.filter_width;
-            const int64_t last = std::min(p_.filter_height, p_.filter_height - 1 - r + rows) * p_.filter_width;
+            // Row y of the tile gets the row i = top + y of taps.
+            const int64_t top = p_.filter_height - 1 - r;
+            const int64_t first = std::max<int64_t>(0, top) * p_.filter_width;
+            const int64_t last = std::min(p_.filter_height, top + rows) * p_.filter_width;
             const int64_t y = tile.y + r - pixels_.up;
-            T* const to = tile.taps + (r * num_taps_ + first) * pitch;
+            T* const to = tile.taps + ((r * rows - top) * p_.filter_width + first) * pitch;
             const bool inside = y >= 0 && y < p_.height && begin < end;
             if (!inside || end - begin < pitch) std::fill_n(to, (last - first) * pitch, T(0));
             if (!inside) continue;
@@ -142,16 +146,16 @@ private:
         }
     }
 
-    // Where the sums of the tile find their filters.
-    const T* tap_strides(const Tile& tile, TapStrides& strides) const {
-        const int64_t pitch = sizes_.taps_pitch, row = p_.filter_width * pitch, all = num_taps_ * pitch;
+    // Where the sums of a tile of `rows` rows find their filters.
+    const T* tap_strides(const Tile& tile, int64_t rows, TapStrides& strides) const {
+        const int64_t pitch = sizes_.taps_pitch, row = p_.filter_width * pitch;
         if (!transposed_) {
-            strides = {row, all - row, pitch};
+            strides = {row, num_taps_ * pitch - row, pitch};
             return tile.taps;
         }
-        // Taps from last to first, and with each the column of the window's pixel moves on.
-        strides = {all - row, row, 1 - pitch};
-        return tile.taps + all - pitch;
+        // Taps of a row from last to first, and with each the column of the window's pixel moves on.
+        strides = {rows * row, row, 1 - pitch};
+        return tile.taps + row - pitch;
     }
 
     // The pixels under a tile, of some channels: planes and rows of them.
@@ -190,57 +194,25 @@ private:
         }
     }
 
-    // A share of the filters that the tile below needs and this one does not.
-    void prefetch_filters_below(const Tile& tile, int64_t rows, int64_t share, int64_t shares) const {
-        const int64_t x = std::max<int64_t>(0, tile.x - pixels_.left);
-        const int64_t count = (std::min<int64_t>(tile.x + sizes_.columns, p_.width) - x) * num_taps_;
-        const int64_t part = round_up(ceil_div(rows * count, shares), 64),
-                      end = std::min(rows * count, (share + 1) * part);
-        for (int64_t at = share * part; at < end;) {
-            const int64_t y = tile.y + rows + at / count, left = std::min(end - at, count - at % count);
-            if (y >= p_.height) return;
-            prefetch_row(filters(tile.b, y, x) + at % count, left);
-            at += left;
-        }
-    }
-
-    // The pixels of some channels that the tile below needs and this one does not.
-    void prefetch_pixels_below(const Tile& tile, int64_t c, int64_t channels, int64_t rows) const {
-        const int64_t first = tile.y - pixels_.up + rows + p_.filter_height - 1;
-        const int64_t last = std::min(first + rows, pixels_.height), x = std::max<int64_t>(0, tile.x - pixels_.left);
-        const int64_t columns = std::min<int64_t>(tile.x + sizes_.columns + p_.filter_width - 1, pixels_.width) - x;
-        for (int64_t k = tile.b * p_.num_channels + c; channels > 0; ++k, --channels) {
-            for (int64_t y = first; y < last; ++y) {
-                prefetch_row(pixels_.data + (k * pixels_.height + y) * pixels_.width + x, columns);
-            }
-        }
-    }
-
     template <int kRows>
     void make_channels(const Tile& tile) const {
-        const int64_t groups = p_.num_channels / kChannels, shares = groups + p_.num_channels % kChannels;
-        for (int64_t share = 0; share < shares; ++share) {
-            prefetch_filters_below(tile, kRows, share, shares);
-            if (share < groups) {
-                make_group<kRows, kChannels>(tile, share * kChannels);
-            } else {
-                make_group<kRows, 1>(tile, groups * kChannels + share - groups);
-            }
-        }
+        int64_t c = 0;
+        for (; c + kChannels <= p_.num_channels; c += kChannels) make_group<kRows, kChannels>(tile, c);
+        for (; c < p_.num_channels; ++c) make_group<kRows, 1>(tile, c);
     }
 
     template <int kRows, int kGroup>
     void make_group(const Tile& tile, int64_t c) const {
         const Window window = window_of(tile, c, kGroup, kRows);
         TapStrides strides;
-        const T* const taps = tap_strides(tile, strides);
+        const T* const taps = tap_strides(tile, kRows, strides);
         T* const made = static_cast<T*>(transposed_ ? p_.input : p_.out);
         const int64_t plane = height_ * width_;
         T* const corner = made + (tile.b * p_.num_channels + c) * plane + tile.y * width_ + tile.x;
-        prefetch_pixels_below(tile, c, kGroup, kRows);
         for (int64_t x = 0; x < tile.columns; x += kLanes) {
             TapSums<T, kRows, kGroup> s;
-            s.add(window.data + x, window.plane, window.pitch, taps + x, strides, p_.filter_height, p_.filter_width);
+            const int64_t at = transposed_ ? x : x / kColumns * kColumns * kRows * num_taps_ + x % kColumns;
+            s.add(window.data + x, window.plane, window.pitch, taps + at, strides, p_.filter_height, p_.filter_width);
             for_constants<kGroup * kRows>(OVS_BODY(index) {
                 constexpr int k = index / kRows, y = index % kRows;
                 store_first(corner + k * plane + y * width_ + x, s.sums[k][y], tile.columns - x);
@@ -277,7 +249,7 @@ private:
     void add_tap_row(const Tile& tile, int64_t rows, int64_t r, int64_t x, int64_t channels, bool first) const {
         const int64_t y0 = std::max<int64_t>(0, r - p_.filter_height + 1), y1 = std::min(rows, r + 1);
         TapStrides strides;
-        tap_strides(tile, strides);
+        tap_strides(tile, rows, strides);
         for (int64_t j = 0; j < p_.filter_width; j += kTapGroup) {
             const int64_t group = std::min<int64_t>(kTapGroup, p_.filter_width - j);
             for (int64_t y = y0; y < y1; y += kRowGroup) {

@@ -116,13 +116,6 @@ void copy_window(const Plane<T>& plane, int64_t y, int64_t x, int64_t rows, int6
     }
 }
 
-// Asks for memory ahead of its use: rows of a tile lie too far apart for the processor to see what comes next.
-template <class T>
-OVS_INLINE void prefetch_row(const T* first, int64_t count) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(first + i, 0, 2);
-}
-
 }  // namespace
 }  // namespace OVS_ISA
 }  // namespace ovs

@@ -3,8 +3,8 @@
 // A tile is kSide x kSide numbers, two vectors to a row; a block is kSide rows of the matrix as a row of tiles. Both
 // products have lanes without waste whatever the number of classes: K nu has the rows of the block in the lanes (tiles
 // are transposed in registers first), K^T mu the columns, and a class is a broadcast number, which serves two vectors:
-// with one, as a memory operand, the multiplications of a Zen 4 core run at three quarters of their rate. Vectors of
-// classes are stored as [tile][class][kSide].
+// as the memory operand of each multiplication it is slower on Zen 4. Vectors of classes are stored as
+// [tile][class][kSide].
 #pragma once
 #include <utility>
 

@@ -20,7 +20,8 @@ constexpr int kBlockClasses = 6;    // classes of a block of packed maps: with 4
 constexpr int kTileLaneBytes = 64;  // the pixels of a tile are padded to whole vectors of the widest level
 constexpr int kMostGrouped = 4;     // cells of a tile along one axis
 constexpr int64_t kWeightBytes = 48 * 1024;  // the weights of a tile shall stay in the first-level cache, or nearly
-constexpr int64_t kMostBands = 16;           // backward: sums that are formed side by side
+constexpr int64_t kMostNeighbours = 4;
+constexpr int64_t kMostBands = 16;  // backward: sums that are formed side by side
 constexpr int64_t kBandBytes = int64_t{64} << 20;
 
 // A run of pixels along one axis, and the nodes in the windows of its pixels.
@@ -100,6 +101,11 @@ struct UpsampleGrid {
 
     int64_t most_lanes() const { return round_up(row_cut.longest * column_cut.longest, lanes_per_vector); }
     int64_t most_taps() const { return row_cut.most_nodes * column_cut.most_nodes; }
+    // Tiles side by side that are written together: as many as make up the numbers of a cache line.
+    int64_t neighbours() const {
+        const int64_t wanted = static_cast<int64_t>(static_cast<double>(lanes_per_vector) / column_cut.mean + 0.5);
+        return std::clamp<int64_t>(wanted, 1, kMostNeighbours);
+    }
     int64_t nodes() const { return rows.nodes * columns.nodes; }
     // Backward: neighbouring rows of tiles that are summed up together.
     int64_t band_segments() const { return ceil_div(row_cut.count, kMostBands); }
@@ -195,7 +201,7 @@ struct UpsampleBuffers {
     T* bands;              // [bands, band rows, w, chunk] backward
     char* scratch;
     int64_t scratch_stride;
-    int64_t lanes, taps, row_nodes, column_nodes, nodes, chunk;
+    int64_t lanes, taps, row_nodes, column_nodes, nodes, chunk, neighbours;
     bool backward;
 
     UpsampleBuffers(const UpsampleParams& p, const UpsampleGrid& g, int threads, Workspace& ws)
@@ -211,6 +217,7 @@ struct UpsampleBuffers {
         const int64_t fitting = kBandBytes / (band_nodes * static_cast<int64_t>(sizeof(T)));
         const int64_t wanted = round_up(p.num_classes, g.lanes_per_vector);
         chunk = std::min(wanted, std::max(g.lanes_per_vector, fitting / g.lanes_per_vector * g.lanes_per_vector));
+        neighbours = p.backward || p.labels != nullptr ? 1 : g.neighbours();
         packed = ws.take<T>("packed", backward ? 0 : ceil_div(p.num_classes, kBlockClasses) * nodes * kBlockClasses);
         special = ws.take<T>("special", backward ? 0 : p.num_classes * nodes);
         class_flags = ws.take<uint8_t>("class_flags", p.num_classes);
@@ -219,7 +226,7 @@ struct UpsampleBuffers {
         Workspace counter(nullptr, 0);
         worker(counter);
         scratch_stride = static_cast<int64_t>(counter.used());
-        scratch = ws.take<char>("scratch", scratch_stride * threads);
+        scratch = ws.take<char>("scratch", scratch_stride * neighbours * threads);
     }
 
     UpsampleScratch<T> worker(Workspace& ws) const {
@@ -238,8 +245,9 @@ struct UpsampleBuffers {
         s.special = ws.take<T>("special", backward ? 0 : nodes);
         return s;
     }
-    UpsampleScratch<T> of_worker(int64_t index) const {
-        Workspace ws(scratch + index * scratch_stride, static_cast<std::size_t>(scratch_stride));
+    UpsampleScratch<T> of_worker(int64_t index, int64_t neighbour = 0) const {
+        Workspace ws(scratch + (index * neighbours + neighbour) * scratch_stride,
+                     static_cast<std::size_t>(scratch_stride));
         return worker(ws);
     }
 };

@@ -34,21 +34,26 @@ public:
         const int64_t columns = ceil_div(g_.column_cut.count, parts), items = g_.row_cut.count * parts;
         int64_t next = 0;
         parallel_for(std::min<int64_t>(threads, items), threads, [&](int64_t worker) {
-            UpsampleScratch<T> s = b_.of_worker(worker);
+            UpsampleScratch<T> scratch[kMostNeighbours];
+            for (int64_t j = 0; j < b_.neighbours; ++j) scratch[j] = b_.of_worker(worker, j);
             for (;;) {
                 const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-                if (item >= items) return;
+                if (item >= items) {
+                    finish_stream();
+                    return;
+                }
                 const int64_t row = item / parts, first = item % parts * columns;
-                for (int64_t column = first; column < std::min(first + columns, g_.column_cut.count); ++column) {
-                    const Tile tile(b_.rows.segments[row], b_.columns.segments[column], g_.lanes_per_vector);
-                    upsample(tile, s, special);
+                const int64_t end = std::min(first + columns, g_.column_cut.count);
+                for (int64_t column = first; column < end; column += b_.neighbours) {
+                    upsample(row, column, std::min(column + b_.neighbours, end), scratch, special);
                 }
             }
         });
     }
 
 private:
-    static constexpr int64_t kItemsPerWorker = 8;  // enough for an even load
+    static constexpr int64_t kStreamedNumbers = int64_t{16} << 20;  // does not fit into a cache anyway
+    static constexpr int64_t kItemsPerWorker = 8;                   // enough for an even load
     using V = Vec<T, kLanes<T>>;
 
     // kBlockClasses classes side by side at each node, zero where a value is not finite.
@@ -110,7 +115,24 @@ private:
         }
     }
 
-    void upsample(const Tile& t, UpsampleScratch<T>& s, bool special) const {
+    // The tiles [begin, end) of a row. Neighbours are written together, so that whole cache lines go to memory.
+    void upsample(int64_t row, int64_t begin, int64_t end, UpsampleScratch<T>* scratch, bool special) const {
+        Tile tiles[kMostNeighbours];
+        const int64_t count = end - begin;
+        for (int64_t j = 0; j < count; ++j) {
+            tiles[j] = Tile(b_.rows.segments[row], b_.columns.segments[begin + j], g_.lanes_per_vector);
+            prepare(tiles[j], scratch[j], special);
+        }
+        for (int64_t first = 0; first < p_.num_classes; first += kBlockClasses) {
+            const int classes = static_cast<int>(std::min<int64_t>(kBlockClasses, p_.num_classes - first));
+            for (int64_t j = 0; j < count; ++j) multiply_tile(tiles[j], scratch[j], first, classes, special);
+            if (p_.labels == nullptr) write_maps(tiles, count, scratch, first, classes);
+        }
+        if (p_.labels == nullptr) return;
+        for (int64_t j = 0; j < count; ++j) write_labels(tiles[j], scratch[j]);
+    }
+
+    void prepare(const Tile& t, UpsampleScratch<T>& s, bool special) const {
         tile_weights_.build(t, s);
         if (special) {
             for (int64_t i = 0; i < t.pixels; ++i) {
@@ -122,22 +144,17 @@ private:
             fill_run(-std::numeric_limits<T>::infinity(), s.best, t.lanes);
             fill_run(T(0), s.label, t.lanes);
         }
+    }
+
+    void multiply_tile(const Tile& t, UpsampleScratch<T>& s, int64_t first, int classes, bool special) const {
         const int64_t corner = t.rows.node_begin * p_.low_width + t.columns.node_begin;
-        for (int64_t first = 0; first < p_.num_classes; first += kBlockClasses) {
-            const int classes = static_cast<int>(std::min<int64_t>(kBlockClasses, p_.num_classes - first));
-            const Block<T> block = {b_.packed + first * b_.nodes + corner * kBlockClasses, p_.low_width * kBlockClasses,
-                                    t.node_rows, t.node_columns};
-            multiply(classes, block, s.weights, t.lanes, t.lanes, s.stage, t.lanes);
-            if (special) {
-                for (int g = 0; g < classes; ++g) add_special(t, s, first + g, s.stage + g * t.lanes);
-            }
-            if (p_.labels != nullptr) {
-                update_labels(t, s, first, classes);
-            } else {
-                write_maps(t, s, first, classes);
-            }
+        const Block<T> block = {b_.packed + first * b_.nodes + corner * kBlockClasses, p_.low_width * kBlockClasses,
+                                t.node_rows, t.node_columns};
+        multiply(classes, block, s.weights, t.lanes, t.lanes, s.stage, t.lanes);
+        if (special) {
+            for (int g = 0; g < classes; ++g) add_special(t, s, first + g, s.stage + g * t.lanes);
         }
-        if (p_.labels != nullptr) write_labels(t, s);
+        if (p_.labels != nullptr) update_labels(t, s, first, classes);
     }
 
     // What a product cannot know: taps that a class lacks, and values that are not finite.
@@ -166,12 +183,51 @@ private:
             [&](int64_t lane, const V& sum) { store(lanes + lane, load<V>(lanes + lane) / sum); });
     }
 
-    void write_maps(const Tile& t, const UpsampleScratch<T>& s, int64_t first, int classes) const {
+    void write_maps(const Tile* tiles, int64_t count, const UpsampleScratch<T>* scratch, int64_t first,
+                    int classes) const {
+        bool alike = true;
+        for (int64_t j = 1; j < count; ++j) alike &= tiles[j].width == tiles[0].width;
+        const auto write = alike && tiles[0].width == 16  ? &Upsampler::write_rows<16>
+                           : alike && tiles[0].width == 8 ? &Upsampler::write_rows<8>
+                           : alike && tiles[0].width == 4 ? &Upsampler::write_rows<4>
+                                                          : &Upsampler::write_rows<0>;
+        (this->*write)(tiles, count, scratch, first, classes);
+    }
+
+    // kWidth: of every tile, or 0.
+    template <int kWidth>
+    void write_rows(const Tile* tiles, int64_t count, const UpsampleScratch<T>* scratch, int64_t first,
+                    int classes) const {
+        constexpr int kStep = kWidth == 0 ? 1 : std::min(kWidth, kLanes<T>);
+        using Run = Vec<T, kStep>;
+        // A large result, and rows of the tiles that are whole cache lines.
+        const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+        const bool streamed = kWidth != 0 && p_.num_classes * p_.height * p_.width >= kStreamedNumbers &&
+                              count * kWidth % line == 0 && tiles[0].columns.begin % line == 0 &&
+                              p_.width % line == 0 && reinterpret_cast<std::uintptr_t>(p_.up) % 64 == 0;
         for (int g = 0; g < classes; ++g) {
-            const T* const lanes = s.stage + g * t.lanes;
-            T* const out =
-                static_cast<T*>(p_.up) + ((first + g) * p_.height + t.rows.begin) * p_.width + t.columns.begin;
-            for (int64_t y = 0; y < t.height; ++y) copy_run(lanes + y * t.width, out + y * p_.width, t.width);
+            T* row = static_cast<T*>(p_.up) + ((first + g) * p_.height + tiles[0].rows.begin) * p_.width;
+            const T* from[kMostNeighbours];
+            for (int64_t j = 0; j < count; ++j) from[j] = scratch[j].stage + g * tiles[j].lanes;
+            for (int64_t y = 0; y < tiles[0].height; ++y, row += p_.width) {
+                for (int64_t j = 0; j < count; ++j) {
+                    T* const to = row + tiles[j].columns.begin;
+                    if constexpr (kWidth == 0) {
+                        copy_run(from[j], to, tiles[j].width);
+                        from[j] += tiles[j].width;
+                    } else {
+                        OVS_UNROLL
+                        for (int i = 0; i < kWidth; i += kStep) {
+                            if (streamed) {
+                                stream(to + i, load<Run>(from[j] + i));
+                            } else {
+                                store(to + i, load<Run>(from[j] + i));
+                            }
+                        }
+                        from[j] += kWidth;
+                    }
+                }
+            }
         }
     }
 

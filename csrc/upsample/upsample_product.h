@@ -56,6 +56,24 @@ OVS_INLINE void fill_run(T value, T* to, int64_t count) {
     fill_run_of<T, kLanes<T>>(value, to, count);
 }
 
+// Stores past the caches, for lines that are written whole and not read soon: memory is not read first. `p` is aligned
+// like V. Call finish_stream() before another thread may look.
+template <class V, class T>
+OVS_INLINE void stream(T* p, const V& v) {
+#if defined(__GNUC__) && !defined(__clang__) && OVS_ISA_LEVEL >= 3
+    if constexpr (sizeof(V) == 32) {
+        __builtin_ia32_movntps256(reinterpret_cast<float*>(p), (Vec<float, 8>)v);
+        return;
+    }
+#endif
+    store(p, v);
+}
+OVS_INLINE void finish_stream() {
+#if defined(__GNUC__) && !defined(__clang__) && OVS_ISA_LEVEL >= 3
+    __builtin_ia32_sfence();
+#endif
+}
+
 // The left factor: `rows` runs of `columns` steps each, kBlockClasses numbers to a step.
 template <class T>
 struct Block {

@@ -15,6 +15,7 @@ struct Tile {
     int64_t height, width, pixels, lanes;
     int64_t node_rows, node_columns, taps;
 
+    Tile() = default;
     Tile(const UpsampleSegment& y, const UpsampleSegment& x, int64_t lanes_per_vector)
         : rows(y),
           columns(x),

@@ -174,10 +174,13 @@ def _kept_first(p: Plan, queries: list[Tensor], keys: list[Tensor]) -> tuple[lis
     return queries, [block.index_select(1, order) for block in keys], dropped
 
 
-def _arrays(p: Plan, queries: list[Tensor], keys: list[Tensor], info: bool) -> Arrays:
+def _arrays(p: Plan, queries: list[Tensor], keys: list[Tensor], info: bool, packed_keys: bool) -> Arrays:
+    """`packed_keys`: the tokens of a head follow each other without gaps."""
     blocks = [(q, k, w, s) for q, k, w, s in zip(queries, keys, p.weights, p.scales, strict=True) if w > 0]
     queries, keys, first_key = _kept_first(p, [block[0] for block in blocks], [block[1] for block in blocks])
     queries, keys = ([_rows(block, p) for block in several] for several in (queries, keys))
+    if packed_keys:
+        keys = [block.contiguous() for block in keys]
     table = bytearray()
     for q, k, (_, _, weight, scale) in zip(queries, keys, blocks, strict=True):
         heads, _, features = q.shape
@@ -229,7 +232,8 @@ def _cpu(queries, keys, weights, scale, keep, drop_first, dtype, info):
     native = _native.cpu_module()
     if native is None:
         return _by_reference(p, queries, keys, scale, info)
-    a = _arrays(p, queries, keys, info)
+    # Every tile of queries reads all keys of a head: with other heads in between each token is on another page.
+    a = _arrays(p, queries, keys, info, packed_keys=True)
     common = _arguments(p, a, info)
     threads = torch.get_num_threads()
     num_bytes = native.attention_mean_cpu_workspace_bytes(num_threads=threads, **common)
@@ -249,7 +253,7 @@ def _cuda(queries, keys, weights, scale, keep, drop_first, dtype, info):
     if _native.reference_forced():
         return _by_reference(p, queries, keys, scale, info)
     native = _native.cuda_module(NAME)
-    a = _arrays(p, queries, keys, info)
+    a = _arrays(p, queries, keys, info, packed_keys=False)
     common = _arguments(p, a, info)
     num_bytes = native.attention_mean_cuda_workspace_bytes(**common)
     workspace = _native.allocate((num_bytes,), torch.uint8, a.mean.device)

@@ -256,12 +256,11 @@ def test_sources_by_name_cover_the_whole_photo(packages, clip_folder, dino_weigh
 
 
 @pytest.mark.parametrize(
-    ("name", "model"),
-    [("clip", "laion2B"), ("dino", "dino_vitbase8_pretrain"), ("dinov2", "dinov2_vitb14_pretrain")],
+    ("name", "model"), [("clip", "ViT-B-16:laion2b_s34b_b88k"), ("dino", "dino_vitb8"), ("dinov2", "dinov2_vitb14")]
 )
 def test_short_names_of_sources_are_models(packages, name, model):
-    with pytest.raises(UserError, match=rf"fetch .*{model}.*--attention-weights "):
-        load_attention(name)
+    with pytest.raises(UserError, match=f"--attention-weights: expected a checkpoint of {model}, got no file at none"):
+        load_attention(name, "none.pth")
 
 
 def value_hook(vit, batch, mean, std):
