@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "attention/attention_cpu.h"
+#include "common/exp2.h"
 #include "common/simd.h"
 
 namespace ovs {

@@ -28,7 +28,7 @@ TransportParams read_params(Fields& f) {
     p.b_per_class = f.value<bool>("b_per_class");
     p.exact_iters = f.value<bool>("exact_iters");
     p.normalize = f.value<bool>("normalize");
-    p.cost_type = f.enumeration<CostType>("cost_type");
+    p.cost_type = f.enumeration<DType>("cost_type");
     p.domain = f.enumeration<Domain>("domain");
     p.readout = f.enumeration<Readout>("readout");
     return p;
@@ -44,14 +44,16 @@ std::tuple<int, int64_t, int64_t> run_cpu(const TransportParams& p, DType dtype,
 }  // namespace
 
 void bind_transport(py::module_& m) {
-    for (const std::string name : {"sinkhorn", "transport_map"}) {
-        bind(m, (name + "_cpu").c_str(), &read_params, &run_cpu);
-        bind(m, (name + "_cpu_workspace_bytes").c_str(), &read_params, &transport_cpu_workspace_bytes);
+    bind(m, "sinkhorn_cpu", &read_params, &run_cpu);
+    bind(m, "sinkhorn_cpu_workspace_bytes", &read_params, &transport_cpu_workspace_bytes);
+    bind(m, "transport_map_cpu", &read_params, &run_cpu);
+    bind(m, "transport_map_cpu_workspace_bytes", &read_params, &transport_cpu_workspace_bytes);
 #ifdef OVS_WITH_CUDA
-        bind(m, (name + "_cuda").c_str(), &read_params, &transport_cuda);
-        bind(m, (name + "_cuda_workspace_bytes").c_str(), &read_params, &transport_cuda_workspace_bytes);
+    bind(m, "sinkhorn_cuda", &read_params, &transport_cuda);
+    bind(m, "sinkhorn_cuda_workspace_bytes", &read_params, &transport_cuda_workspace_bytes);
+    bind(m, "transport_map_cuda", &read_params, &transport_cuda);
+    bind(m, "transport_map_cuda_workspace_bytes", &read_params, &transport_cuda_workspace_bytes);
 #endif
-    }
 }
 
 }  // namespace ovs::bindings

@@ -1,75 +1,64 @@
-// 2^x for x <= 0, on the vectors of common/simd.h: straight-line code, a dozen instructions.
-//
-// x = n + f with an integer n and |f| <= 1/2; 2^f is a polynomial, 2^n goes into the exponent bits. Exactly 1 at 0;
-// exactly 0 below half the smallest normal number or so, for -Inf and for NaN. Included per instruction-set level.
+// 2^x on the vectors of common/simd.h: straight-line code, a dozen instructions. Included per instruction-set level.
 #pragma once
+#include <cstdint>
+#include <type_traits>
+
 #include "common/simd.h"
 
 namespace ovs {
 namespace OVS_ISA {
 namespace {
 
-// Adding 1.5 * 2^(mantissa bits) rounds to an integer in the low bits of the mantissa. The bias of the exponent is
-// added along, so that a shift brings those bits to their place; n = -bias leaves zero there, which is 0.0.
-struct Exp2Float {
-    using Bits = uint32_t;
-    static constexpr int kMantissaBits = 23, kBias = 127, kDegree = 6;
-    static constexpr float kRound = 12582912.0f + kBias, kLowest = -kBias;
-    // Relative error 2e-9 in exact arithmetic, 8e-8 in float32.
-    static constexpr float kPolynomial[kDegree + 1] = {1.0f,
-                                                       6.931472029e-01f,
-                                                       2.402264791e-01f,
-                                                       5.550332470e-02f,
-                                                       9.618437364e-03f,
-                                                       1.339887499e-03f,
-                                                       1.535336152e-04f};
-};
-
-struct Exp2Double {
-    using Bits = uint64_t;
-    static constexpr int kMantissaBits = 52, kBias = 1023, kDegree = 13;
-    static constexpr double kRound = 6755399441055744.0 + kBias, kLowest = -kBias;
-    // Taylor's, (ln 2)^k / k!: the next term is below 3e-18.
-    static constexpr double kPolynomial[kDegree + 1] = {
-        1.0,
-        0.6931471805599453,
-        0.2402265069591007,
-        0.055504108664821576,
-        0.009618129107628477,
-        0.0013333558146428441,
-        0.00015403530393381606,
-        1.5252733804059838e-05,
-        1.3215486790144305e-06,
-        1.0178086009239696e-07,
-        7.054911620801121e-09,
-        4.44553827187081e-10,
-        2.5678435993488196e-11,
-        1.3691488853904124e-12,
-    };
-};
-
-template <int kBytes>
-struct Exp2Constants {
-    using Type = Exp2Float;
-};
-template <>
-struct Exp2Constants<8> {
-    using Type = Exp2Double;
-};
-
-// V is a vector of floats or of doubles.
+// Powers of 2 of all lanes, |x| <= 126 (float) or 1022 (double): x = n + f, |f| <= 1/2, and a polynomial for 2^f, worst
+// relative error 7.9e-8 (float), 2e-16 (double). NaN for NaN; beyond the limits some number, no trap.
 template <class V>
-OVS_INLINE V exp2_nonpositive(V x) {
-    using K = typename Exp2Constants<sizeof(x[0])>::Type;
-    typedef typename K::Bits Bits __attribute__((vector_size(sizeof(V))));
-    const V lowest = K::kLowest - V{};
-    x = x > lowest ? x : lowest;  // NaN too
-    const V shifted = x + K::kRound;
-    const V f = x - (shifted - K::kRound);
-    V power = K::kPolynomial[K::kDegree] - V{};
-    OVS_UNROLL
-    for (int k = K::kDegree - 1; k >= 0; --k) power = power * f + K::kPolynomial[k];
-    return power * (V)((Bits)shifted << K::kMantissaBits);
+OVS_INLINE V exp2_vector(const V& x) {
+    using T = std::remove_cv_t<std::remove_reference_t<decltype(x[0])>>;
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    typedef Bits BitVector __attribute__((vector_size(sizeof(V))));
+    constexpr int kMantissa = sizeof(T) == 8 ? 52 : 23;
+    // Adding it rounds to an integer, in the low bits, where the exponent's bias already is.
+    constexpr T kRound = T(1.5) * T(int64_t{1} << kMantissa) + T(sizeof(T) == 8 ? 1023 : 127);
+    const V rounded = x + kRound;
+    const V f = x - (rounded - kRound);
+    V e;
+    if constexpr (sizeof(T) == 8) {
+        constexpr double kTaylor[] = {1.0,
+                                      6.93147180559945286e-01,
+                                      2.40226506959100694e-01,
+                                      5.55041086648215762e-02,
+                                      9.61812910762847688e-03,
+                                      1.33335581464284411e-03,
+                                      1.54035303933816061e-04,
+                                      1.52527338040598377e-05,
+                                      1.32154867901443053e-06,
+                                      1.01780860092396960e-07,
+                                      7.05491162080112088e-09,
+                                      4.44553827187081007e-10,
+                                      2.56784359934881958e-11,
+                                      1.36914888539041241e-12};
+        e = V{} + kTaylor[13];
+        OVS_UNROLL
+        for (int k = 12; k >= 0; --k) e = e * f + kTaylor[k];
+    } else {
+        e = V{} + 1.5345811983e-4f;  // least largest relative error
+        e = e * f + 1.3399931219e-3f;
+        e = e * f + 9.6184889572e-3f;
+        e = e * f + 5.5503287770e-2f;
+        e = e * f + 2.4022646891e-1f;
+        e = e * f + 6.9314720574e-1f;
+        e = e * f + 1.0f;
+    }
+    return e * (V)((BitVector)rounded << kMantissa);
+}
+
+// The same for any x <= 0: exactly 1 at 0, exactly 0 at -127 (float) or -1023 (double) and below, for -Inf and for NaN.
+template <class V>
+OVS_INLINE V exp2_nonpositive(const V& x) {
+    using T = std::remove_cv_t<std::remove_reference_t<decltype(x[0])>>;
+    constexpr T kLowest = sizeof(T) == 8 ? T(-1023) : T(-127);
+    const V lowest = kLowest - V{};
+    return exp2_vector<V>(x > lowest ? x : lowest);  // NaN too
 }
 
 }  // namespace

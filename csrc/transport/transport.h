@@ -27,7 +27,6 @@
 namespace ovs {
 
 // The values are part of the interface: `ovs_kernels/_ops/transport.py` holds the same tables.
-enum class CostType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 enum class Domain : int { kAuto = 0, kPlain = 1, kLog = 2 };
 enum class Readout : int { kNone = 0, kReceiver = 1, kSource = 2, kPlanCost = 3 };
 
@@ -50,7 +49,7 @@ struct TransportParams {
     double mass_tolerance = 1e-4;  // CPU: share by which the masses of a and b may differ
     int max_iter = 50;
     bool b_per_class = false, exact_iters = false, normalize = false;
-    CostType cost_type = CostType::kFloat32;
+    DType cost_type = DType::kFloat32;
     Domain domain = Domain::kAuto;
     Readout readout = Readout::kNone;
 };

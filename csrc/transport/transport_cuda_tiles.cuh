@@ -34,7 +34,7 @@ struct DeviceArrays {
     const void* cost;  // [N, M] cost_type
     const float* a;    // [C, N]
     const float* b;    // [C, M], [M] or null
-    CostType cost_type;
+    DType cost_type;
     bool b_per_class, exact_iters, normalize;
     int64_t rows, columns, classes;
     float epsilon, inverse_epsilon;
@@ -61,11 +61,11 @@ __device__ __forceinline__ float unit_b(const DeviceArrays& d, int64_t c, int64_
 }
 __device__ __forceinline__ float load_cost(const DeviceArrays& d, int64_t at) {
     switch (d.cost_type) {
-        case CostType::kFloat64:
+        case DType::kFloat64:
             return static_cast<float>(static_cast<const double*>(d.cost)[at]);
-        case CostType::kFloat16:
+        case DType::kFloat16:
             return widen(static_cast<const Half*>(d.cost)[at]);
-        case CostType::kBFloat16:
+        case DType::kBFloat16:
             return widen(static_cast<const BFloat*>(d.cost)[at]);
         default:
             return static_cast<const float*>(d.cost)[at];

@@ -78,13 +78,13 @@ struct Problem {
     template <class Fn>
     void with_cost(const Fn& fn) const {
         switch (p.cost_type) {
-            case CostType::kFloat32:
+            case DType::kFloat32:
                 return fn(static_cast<const float*>(p.cost));
-            case CostType::kFloat64:
+            case DType::kFloat64:
                 return fn(static_cast<const double*>(p.cost));
-            case CostType::kFloat16:
+            case DType::kFloat16:
                 return fn(static_cast<const Half*>(p.cost));
-            case CostType::kBFloat16:
+            case DType::kBFloat16:
                 return fn(static_cast<const BFloat*>(p.cost));
         }
     }

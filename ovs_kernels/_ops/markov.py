@@ -189,7 +189,7 @@ def _run_chain_cuda(op: str, common: dict, device: torch.device) -> None:
 def _scale(p: Plan, matrix: Tensor, n_iter: int, check: bool, info: bool, call) -> tuple[Tensor, Tensor, Tensor]:
     """r, c and the column error by a kernel; `matrix` is contiguous. On CUDA `check` waits for the device."""
     r = torch.empty(p.num_nodes, dtype=p.compute_dtype, device=matrix.device)
-    c = torch.empty_like(r)
+    c = r.new_empty(r.shape)
     error = torch.zeros(int(info), dtype=torch.float64, device=matrix.device)
     if p.num_nodes == 0:
         return r, c, error
@@ -229,7 +229,7 @@ def _scaling_cuda(attention, n_iter, check, info):
 def _scaling_fake(attention, n_iter, check, info):
     p = plan_scaling("doubly_stochastic", attention, n_iter)
     vector = attention.new_empty(p.num_nodes, dtype=p.compute_dtype)
-    return vector, torch.empty_like(vector), attention.new_empty(int(info), dtype=torch.float64)
+    return vector, vector.new_empty(vector.shape), attention.new_empty(int(info), dtype=torch.float64)
 
 
 def _matrix(p: Plan, attention: Tensor, o: Options) -> Tensor:
@@ -321,7 +321,7 @@ def _velocity_fake(attention, distributions, *options):
     )
     vector = attention.new_empty(p.num_nodes, dtype=p.compute_dtype)
     error = attention.new_empty(int(o.info), dtype=torch.float64)
-    return distributions.new_empty(shape), *_no_info(found, o.info), vector, torch.empty_like(vector), error
+    return distributions.new_empty(shape), *_no_info(found, o.info), vector, vector.new_empty(vector.shape), error
 
 
 def _sample_attention(num_nodes: int) -> Tensor:

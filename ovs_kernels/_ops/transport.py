@@ -23,7 +23,6 @@ from . import register
 
 SINKHORN, TRANSPORT_MAP = "sinkhorn", "transport_map"
 # The numbers of csrc/transport/transport.h.
-COST_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 DOMAINS = {"auto": 0, "plain": 1, "log": 2}
 READOUTS = {None: 0, "receiver": 1, "source": 2, "plan_cost": 3}
 COST_FAULT, MARGINAL_FAULTS = 1, {2: "a", 3: "b", 4: "mass"}
@@ -134,7 +133,7 @@ def _arguments(p: Plan, tensors: dict[str, Tensor | None], **options) -> dict:
         "num_columns": p.num_columns,
         "num_classes": p.num_classes,
         "b_per_class": b is not None and b.dim() == 2,
-        "cost_type": COST_TYPES[tensors["cost"].dtype],
+        "cost_type": _native.DTYPES[tensors["cost"].dtype],
         "domain": DOMAINS[options.pop("domain")],
         "readout": READOUTS[p.readout],
         **options,

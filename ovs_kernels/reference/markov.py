@@ -116,7 +116,7 @@ def markov_times(
     state = scaled(distributions, "max") if state_scale == "max" else distributions
     last = scaled(state, state_scale)
     times = torch.full_like(last, float(max_steps))
-    done = torch.zeros_like(last, dtype=torch.bool)
+    done = last.new_zeros(last.shape, dtype=torch.bool)
     live = c > 0
     if rule == "first_passage":
         done = last > threshold
@@ -128,7 +128,7 @@ def markov_times(
     else:
         open_class = torch.ones(len(last), dtype=torch.bool, device=last.device) & (last.shape[1] > 0)
     steps = torch.zeros(len(last), dtype=torch.int32, device=last.device)
-    unsettled = torch.zeros_like(done)
+    unsettled = done.new_zeros(done.shape)
     for step in range(1, max_steps + 1):
         rows = open_class.nonzero()[:, 0]
         if len(rows) == 0:
@@ -200,9 +200,7 @@ def markov_velocity(
     """
     num_classes, num_nodes = distributions.shape
     valid = ((distributions >= 0) & (distributions < math.inf)).all(1) & ~(r.isnan() | c.isnan()).any()
-    mass = (
-        torch.where(valid[:, None], distributions, 0).amax(1) >= SMALLEST_SUM if num_nodes else torch.zeros_like(valid)
-    )
+    mass = (valid[:, None] & (distributions >= SMALLEST_SUM)).any(1)
     rows = mass.nonzero()[:, 0]
     found = markov_times(
         attention,

@@ -107,7 +107,7 @@ def _log_scalings(shifted: Tensor, a: Tensor, b: Tensor, epsilon: float, max_ite
     """The same with logarithms of mu and nu, class by class."""
     scaled = -shifted / epsilon
     log_a, log_b = a.log(), b.log()
-    log_nu = torch.zeros_like(b)
+    log_nu = b.new_zeros(b.shape)
 
     def over_columns(logs: Tensor) -> Tensor:
         return torch.stack([torch.logsumexp(scaled + log, 1) for log in logs])

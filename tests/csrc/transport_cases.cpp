@@ -20,8 +20,8 @@ namespace transport_cases {
 namespace {
 
 using namespace cases;
-using ovs::CostType;
 using ovs::Domain;
+using ovs::DType;
 using ovs::Readout;
 using ovs::TransportParams;
 
@@ -41,7 +41,7 @@ struct Case {
     int max_iter = 4;
     int marginals = 0;  // b: 0 none, 1 shared, 2 per class
     bool exact_iters = true, normalize = false, report = true, own_stream = true, twice = false, quick = false;
-    CostType cost_type = CostType::kFloat32;
+    DType cost_type = DType::kFloat32;
     Domain domain = Domain::kAuto;
     std::function<void(Inputs&)> change;
 };
@@ -76,8 +76,8 @@ Inputs make_inputs(const Case& c) {
     for (int64_t i = 0; i < c.rows * c.columns; ++i) {
         float value = static_cast<float>(c.scale * uniform());
         if (i == 1) value = 3e-6f;  // subnormal in float16
-        if (c.cost_type == CostType::kFloat16) value = from_half(to_half(value));
-        if (c.cost_type == CostType::kBFloat16) value = from_bfloat(to_bfloat(value));
+        if (c.cost_type == DType::kFloat16) value = from_half(to_half(value));
+        if (c.cost_type == DType::kBFloat16) value = from_bfloat(to_bfloat(value));
         in.cost.push_back(value);
     }
     const auto fill = [&](std::vector<float>& marginals, int64_t count, int64_t length) {
@@ -213,16 +213,16 @@ std::vector<unsigned char> stored_costs(const Case& c, const Inputs& in) {
     };
     for (const float value : in.cost) {
         switch (c.cost_type) {
-            case CostType::kFloat32:
+            case DType::kFloat32:
                 add(value);
                 break;
-            case CostType::kFloat64:
+            case DType::kFloat64:
                 add(static_cast<double>(value));
                 break;
-            case CostType::kFloat16:
+            case DType::kFloat16:
                 add(to_half(value));
                 break;
-            case CostType::kBFloat16:
+            case DType::kBFloat16:
                 add(to_bfloat(value));
                 break;
         }
@@ -448,7 +448,7 @@ void add_options(Cases& cases) {
     cases.add("shared column marginals", [](Case& c) { c.marginals = 1, c.quick = true; });
     cases.add("column marginals per class", [](Case& c) { c.marginals = 2; });
     cases.add("column marginals per class, log", [](Case& c) { in_log(c), c.marginals = 2, c.quick = true; });
-    for (const CostType type : {CostType::kFloat64, CostType::kFloat16, CostType::kBFloat16}) {
+    for (const DType type : {DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
         const std::string name = "cost type " + std::to_string(static_cast<int>(type));
         cases.add(name, [=](Case& c) { c.cost_type = type; });
         cases.add(name + ", log", [=](Case& c) { in_log(c), c.cost_type = type; });
