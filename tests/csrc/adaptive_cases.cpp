@@ -156,6 +156,10 @@ std::vector<Case> all_cases() {
         {"width 31", 1, 4, 4, 31, 3, 5},
         {"width 32", 1, 4, 4, 32, 3, 5},
         {"width 33", 1, 4, 4, 33, 3, 5},
+        {"a row of tiles", 1, 1, 1, 100, 7, 7},
+        {"higher than wide", 2, 6, 67, 5, 5, 3, true},
+        {"a filter as large as the result", 1, 2, 6, 6, 6, 6, true},
+        {"as many channels as a block takes at a time", 1, 64, 3, 9, 3, 3},
     };
 }
 

@@ -247,6 +247,8 @@ std::vector<Case> all_cases() {
     add("heads inside", 50, 60, 3, {{3, 8, 0.5, 1.0}, {2, 5, 0.5, 1.0}}, true, true);
     add("small logits", 33, 47, 0, {{2, 8, 1.0, 1e-3}});
     add("sharp", 40, 140, 0, {{2, 8, 1.0, 2.5}}, true);
+    add("the size of a Stable Diffusion head", 70, 70, 0, {{5, 64, 0.5, 1.0}, {5, 64, 0.5, 1.0}});
+    add("more queries than keys", 130, 9, 2, {{2, 6, 1.0, 1.0}}, true);
     add("no query", 0, 20, 3, {{2, 4, 1.0, 1.0}}, true);
     return list;
 }
