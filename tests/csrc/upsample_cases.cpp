@@ -259,6 +259,9 @@ std::vector<Case> all_cases() {
         {"one column", 1, 2, 5, 1, 33, 1, 2, false, true},
         {"holes", 1, 4, 5, 6, 21, 19, 2, true, true},
         {"holes, radius 0", 2, 3, 4, 5, 12, 16, 0, true, true},
+        {"17 classes, a pass and one", 1, 17, 3, 3, 9, 10, 1, false, true},
+        {"wider than a block", 1, 2, 2, 9, 7, 300, 2, false, false},
+        {"a window of 11 nodes", 1, 3, 12, 13, 24, 26, 5, false, false},
         {"holes, 20 classes", 1, 20, 4, 4, 11, 13, 1, true, false},
     };
 }
