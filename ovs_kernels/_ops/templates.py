@@ -399,8 +399,7 @@ def _entropy(
     sums = counts.new_zeros(p.num_sums, *counts.shape)
     if p.empty:
         return counts, sums
-    if _native.use_reference(on_cuda, p.compute_dtype):
-    if _use_reference(p, on_cuda) or interpolate == "logits" or groups is not None:
+    if _native.use_reference(on_cuda, p.compute_dtype) or interpolate == "logits" or groups is not None:
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
         arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
