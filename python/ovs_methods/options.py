@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .attention import DIFFUSION, SHORT_NAMES, attention_files, is_matrix
@@ -10,10 +10,26 @@ from .backbones import DEFAULT_MODEL, EMBEDDED, LOGITS, is_clip
 from .backbones.dinov2 import DEFAULT_LAYER
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
-from .methods import ATTENTION_METHODS, DsloPreset, Preset, check_propagation, choose_dslo_preset, choose_preset
-from .outputs import OutputPaths, file_identity
-from .vocabulary import Exemplar, Point, check_distinct, parse_classes
+from .methods import (
+    ATTENTION_METHODS,
+    FUSIONS,
+    RECIPES,
+    DsloPreset,
+    Preset,
+    Recipe,
+    check_propagation,
+    choose_dslo_preset,
+    choose_preset,
+    choose_recipe,
+)
+from .outputs import OutputPaths, content_identity, file_identity
+from .vocabulary import Exemplar, Point, check_distinct, load_templates, parse_classes
 from .windows import parse_windows
+
+if TYPE_CHECKING:
+    from .rankings import Ranking
+
+SHORT_SIDE = 448
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +46,20 @@ class SegmentOptions:
         prototypes: embeddings of a class in a mask at most; 1 also averages the points of a class.
         classes: classes by text, as `parse_classes` reads it.
         background: words of an additional class, for `classes`.
-        method: key of METHODS; None is lposs+ for text and pixels for the rest.
+        templates: file of the prompts that the names in `classes` are put into; None is open_clip's 80.
+        method: key of METHODS, or floss; None is lposs+ for text and pixels for the rest.
         propagation: of `ovs_kernels.lp_pixels`, for the methods pixels and lposs+.
         preset: of the patch stage and of DSLO, see `choose_preset` and `choose_dslo_preset`.
         constants: fields of `Preset` given one by one.
         dslo: fields of `DsloPreset` given one by one.
-        short_side: of the working resolution.
-        backbone: name of the backbone; None is CLIP for text and the embedded one for the rest.
+        recipe: scale and threshold of the methods in RECIPES, where the user gave them.
+        base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
+        experts: file of the ranking, for floss.
+        top: templates that are experts for a class, at most.
+        fusion: one of FUSIONS.
+        short_side: of the working resolution; None is that of the recipe, 448 without one.
+        backbone: name of the backbone; None is that of the recipe, else CLIP for text and the embedded one for the
+            rest.
         weights: its local file.
         logits: what becomes of CLIP's last block, `maskclip` or `kk`; None is `kk` for DSLO, else `maskclip`.
         graph_backbone: whose features LPOSS's graph compares; None is DINO for CLIP and the backbone itself
@@ -60,12 +83,18 @@ class SegmentOptions:
     prototypes: int = 5
     classes: str | None = None
     background: str = "none"
+    templates: str | None = None
     method: str | None = None
     propagation: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: str = "auto"
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     dslo: dict[str, Any] = dataclasses.field(default_factory=dict)
-    short_side: int = 448
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: str | None = None
+    experts: str | None = None
+    top: int = 4
+    fusion: str = FUSIONS[0]
+    short_side: int | None = None
     backbone: str | None = None
     weights: str | None = None
     logits: str | None = None
@@ -79,25 +108,43 @@ class SegmentOptions:
     overwrite: bool = False
 
     def resolved(self) -> "SegmentOptions":
-        """With everything that None leaves open."""
+        """With everything that None leaves open.
+
+        Raises:
+            UserError: floss without a ranking that says what it was made with.
+        """
         text = self.classes is not None
-        backbone = self.backbone or (DEFAULT_MODEL if text else EMBEDDED)
+        method = self.method or ("lposs+" if text else "pixels")
+        base = self.base
+        if method == "floss" and base is None:
+            base = self.ranking().base
+        recipe = RECIPES.get(base if method == "floss" else method)
+        backbone = self.backbone or (recipe.backbone if recipe else DEFAULT_MODEL if text else EMBEDDED)
         graph = self.graph_backbone
         if graph is None:
             graph = "dino_vitb16" if text else backbone
-        method = self.method or ("lposs+" if text else "pixels")
         attention = self.attention or (DIFFUSION if text else backbone)
         logits = self.logits
         if logits is None and is_clip(backbone):
-            logits = LOGITS[1] if method in ATTENTION_METHODS else LOGITS[0]
+            logits = recipe.features if recipe else LOGITS[1] if method in ATTENTION_METHODS else LOGITS[0]
         return dataclasses.replace(
             self,
             method=method,
+            base=base,
+            short_side=self.short_side or (recipe.short_side if recipe else SHORT_SIDE),
             backbone=backbone,
             logits=logits,
             graph_backbone=graph,
             attention=SHORT_NAMES.get(attention, attention),
         )
+
+    def ranking(self) -> "Ranking":
+        """The ranking that floss takes its experts from."""
+        from .rankings import load_ranking
+
+        if self.experts is None:
+            raise UserError("--method floss", "--experts FILE, a ranking by ovs rank-templates", "none")
+        return load_ranking(Path(self.experts))
 
     def uses_graph(self) -> bool:
         """Whether the method has a patch stage."""
@@ -115,8 +162,20 @@ class SegmentOptions:
         """Constants of DSLO."""
         return choose_dslo_preset(self.preset, self.backbone, self.dslo)
 
+    def clip_recipe(self) -> Recipe | None:
+        """Constants of the CLIP family, None for other methods."""
+        floss = self.method == "floss"
+        name = self.base if floss else self.method
+        if name not in RECIPES:
+            return None
+        classes = parse_classes(self.classes, self.background) if self.classes is not None else ()
+        return choose_recipe(name, self.recipe, list(classes), fusion=floss)
+
     def windows(self) -> str:
         """The windows as `parse_windows` reads them; DSLO has none."""
+        recipe = self.clip_recipe()
+        if recipe is not None:
+            return self.constants.get("windows") or recipe.windows
         return "none" if self.uses_attention() else self.patch_constants().windows
 
 
@@ -147,6 +206,30 @@ def _check_vocabulary(options: SegmentOptions) -> None:
         )
     if options.class_names and not options.exemplars:
         raise UserError("--class-name", "an --exemplar whose ids it names", "none")
+
+
+def _check_recipe(options: SegmentOptions) -> None:
+    """What the CLIP family and its options want of each other."""
+    for flag, value in (("--experts", options.experts), ("--base", options.base)):
+        if value is not None and options.method != "floss":
+            raise UserError(flag, "--method floss with it", f"--method {options.method}")
+    if options.templates is not None:
+        if options.classes is None:
+            raise UserError("--templates", "--classes with it", "none")
+        load_templates(options.templates)
+    recipe = options.clip_recipe()
+    if recipe is None:
+        return
+    if not is_clip(options.backbone):
+        raise UserError("--backbone", f"a CLIP with --method {options.method}", f"'{options.backbone}'")
+    if options.method == "floss":
+        if options.classes is None:
+            raise UserError("--method floss", "--classes with it, which it has templates for", "none")
+        if options.top < 1:
+            raise UserError("--top", "1 or more templates", options.top)
+        if options.fusion not in FUSIONS:
+            raise UserError("--fusion", " or ".join(FUSIONS), options.fusion)
+        options.ranking()
 
 
 def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
@@ -187,6 +270,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
+    _check_recipe(options)
     parse_windows(options.windows())
     if options.uses_attention():
         _check_dslo(options, images)
@@ -212,9 +296,17 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         files = attention_files(options.attention, options.attention_weights)
         attention = {"source": options.attention, "files": [file_identity(file) for file in files]}
         attention |= {"layer": options.attention_layer, **dataclasses.asdict(options.dslo_constants())}
+    floss = {}
+    if options.method == "floss":
+        ranking = content_identity(Path(options.experts))
+        floss = {"base": options.base, "experts": ranking, "top": options.top, "fusion": options.fusion}
+    recipe = options.clip_recipe()
     return {
         "version": __version__,
         "method": options.method,
+        "recipe": dataclasses.asdict(recipe) if recipe else {},
+        "floss": floss,
+        "templates": content_identity(Path(options.templates)) if options.templates is not None else None,
         "propagation": options.propagation if options.method in ("pixels", "lposs+") else {},
         "windows": options.windows(),
         "graph": dataclasses.asdict(options.patch_constants()) if graph else {},

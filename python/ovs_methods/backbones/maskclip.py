@@ -92,6 +92,7 @@ class MaskClip(AttentiveBackbone):
             raise UserError("--backbone", "a ViT of open_clip's own (with a class token and no pooling head)", model)
         local = weights or _local_weights(self.name)
         self.identity = {"model": self.name, "weights": fingerprint(local) if local else tag}
+        self.text_identity = dict(self.identity)
         if logits != LOGITS[0]:
             self.identity["logits"] = logits
         self.logits = logits
