@@ -4,6 +4,7 @@ from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_co
 from .attention import attention_mean
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
+from .pamr import pamr, pamr_backward, pamr_weights
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .templates import fuse_experts, template_entropy
@@ -26,6 +27,9 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
+    "pamr",
+    "pamr_backward",
+    "pamr_weights",
     "pixel_features",
     "sinkhorn",
     "template_entropy",
