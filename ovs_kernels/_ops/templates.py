@@ -31,6 +31,7 @@ from .windows import MAX_EXTENT, _first_uncovered
 ENTROPY = "template_entropy"
 FUSE = "fuse_experts"
 MODES = ("patch", "pixel_exact")
+INTERPOLATE = ("probabilities", "logits")
 STRATEGIES = {"highest": 0, "default_on_conflict": 1, "average_conflicting": 2, "average": 3}  # the core's FuseStrategy
 # Most places of a call: their sums, in units of 2^-32, stay below 2^63.
 MAX_PLACES, MAX_MANO_PLACES = 2**26, 2**22
@@ -47,6 +48,7 @@ class EntropyPlan:
 
     num_templates: int
     num_classes: int
+    num_queries: int
     num_features: int
     num_sums: int
     num_patches: int
@@ -150,22 +152,52 @@ def _check_regular(op: str, table: tuple[tuple[int, ...], ...]) -> None:
         wrong_value(op, "boxes", expected, got)
 
 
+def _check_groups(groups: list[int], num_queries: int, mano: bool) -> int:
+    """The number of classes that the queries are of."""
+    if mano:
+        wrong_value(ENTROPY, "mano", "False with groups (its softmax is over the classes)", mano)
+    if len(groups) != num_queries:
+        expected = f"[Q] with Q={num_queries} (that of text_embeddings)"
+        wrong_value(ENTROPY, "groups", expected, shape_text((len(groups),)))
+    present = set(groups)
+    if min(present) < 0 or max(present) + 1 != len(present):
+        missing = min(present) if min(present) < 0 else next(k for k in range(max(present)) if k not in present)
+        got = f"class {missing}" if missing < 0 else f"no query of class {missing}"
+        wrong_value(ENTROPY, "groups", "classes 0 to K - 1, each at least once", got)
+    return len(present)
+
+
 def plan_entropy(
-    features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, fake=False
+    features,
+    text_embeddings,
+    temperature,
+    assume_normalized,
+    mode,
+    boxes,
+    size,
+    out_size,
+    mano,
+    interpolate,
+    groups,
+    fake=False,
 ) -> EntropyPlan:
     """All checks of `template_entropy`; the arguments are those of the schema, `fake` leaves values unread."""
     expect_choice(ENTROPY, "mode", mode, MODES)
+    expect_choice(ENTROPY, "interpolate", interpolate, INTERPOLATE)
     _check_pair(ENTROPY, features, "text_embeddings", text_embeddings)
     expect_rank(ENTROPY, "features", features, "P, d" if mode == "patch" else "n, h, w, d")
     num_features = features.shape[-1]
     sizes = expect_shape(ENTROPY, "text_embeddings", text_embeddings, "M, K, d", {"d": num_features}, "features")
     _check_counts(ENTROPY, "text_embeddings", num_features, sizes["K"])
     expect_positive(ENTROPY, "temperature", temperature)
+    num_classes = sizes["K"] if groups is None else _check_groups(groups, sizes["K"], mano)
     table = None
     if mode == "patch":
         for name, value in (("boxes", boxes), ("size", size), ("out_size", out_size)):
             if value is not None:
                 wrong_value(ENTROPY, name, "None in mode 'patch'", "a value")
+        if interpolate != INTERPOLATE[0]:
+            wrong_value(ENTROPY, "interpolate", f"{INTERPOLATE[0]!r} in mode 'patch'", repr(interpolate))
     else:
         if mano:
             wrong_value(ENTROPY, "mano", "False in mode 'pixel_exact' (its softrun needs logits)", mano)
@@ -184,6 +216,7 @@ def plan_entropy(
                 _check_regular(ENTROPY, table)
     p = EntropyPlan(
         sizes["M"],
+        num_classes,
         sizes["K"],
         num_features,
         5 if mano else 2,
@@ -237,12 +270,6 @@ def plan_fuse(
         _compute_dtype(features.dtype),
         label_dtype,
     )
-
-
-def _use_reference(p: EntropyPlan | FusePlan, on_cuda: bool) -> bool:
-    if on_cuda:
-        return p.compute_dtype == torch.float64 or _native.reference_forced()
-    return _native.cpu_module() is None
 
 
 def _runner(operator: str, on_cuda: bool, device: torch.device, dtype: torch.dtype):
@@ -352,17 +379,29 @@ def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normal
 
 
 def _entropy(
-    features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, on_cuda: bool
+    features,
+    text_embeddings,
+    temperature,
+    assume_normalized,
+    mode,
+    boxes,
+    size,
+    out_size,
+    mano,
+    interpolate,
+    groups,
+    on_cuda: bool,
 ):
-    p = plan_entropy(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano)
+    options = (temperature, assume_normalized, mode, boxes, size, out_size, mano, interpolate, groups)
+    p = plan_entropy(features, text_embeddings, *options)
     features, texts = features.to(p.compute_dtype), text_embeddings.to(p.compute_dtype)
     counts = torch.zeros(p.num_templates, p.num_classes, dtype=torch.int64, device=features.device)
     sums = counts.new_zeros(p.num_sums, *counts.shape)
     if p.empty:
         return counts, sums
-    if _use_reference(p, on_cuda):
+    if _native.use_reference(on_cuda, p.compute_dtype) or interpolate == "logits" or groups is not None:
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
-        arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano)
+        arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
     _count_templates(p, features, texts.contiguous(), temperature, assume_normalized, mano, counts, sums, on_cuda)
     return counts, sums
@@ -422,7 +461,7 @@ def _fuse(features, experts, size, boxes, strategy, temperature, assume_normaliz
     if p.num_windows == 0:
         return torch.empty(p.shape, dtype=dtype, device=device), found
     features, experts = features.to(p.compute_dtype), experts.to(p.compute_dtype)
-    if _use_reference(p, on_cuda):
+    if _native.use_reference(on_cuda, p.compute_dtype):
         arguments = (p.size, boxes, strategy, temperature, assume_normalized, labels)
         result, everyone = reference.fuse_experts(features, experts, *arguments)
         return result.to(dtype), everyone if winners else found
@@ -433,8 +472,8 @@ def _fuse(features, experts, size, boxes, strategy, temperature, assume_normaliz
     return result.to(dtype), found
 
 
-def _entropy_fake(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano):
-    p = plan_entropy(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, True)
+def _entropy_fake(features, text_embeddings, *options):
+    p = plan_entropy(features, text_embeddings, *options, fake=True)
     counts = features.new_empty((p.num_templates, p.num_classes), dtype=torch.int64)
     return counts, features.new_empty((p.num_sums, *counts.shape), dtype=torch.int64)
 
@@ -450,11 +489,13 @@ def _entropy_samples(device: str) -> list[tuple]:
     features = torch.randn(2, 3, 4, 6, generator=generator).to(device)
     texts = torch.randn(3, 5, 6, generator=generator).to(device)
     boxes = torch.tensor([[0, 0, 9, 8], [0, 3, 9, 11]])
+    straight = ("probabilities", None)
     return [
-        (features.view(-1, 6), texts, 0.1, False, "patch", None, None, None, True),
-        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], [13, 10], False),
-        (features[:1].clone().requires_grad_(), texts, 0.1, False, "pixel_exact", None, [7, 9], None, False),
-        (features.view(-1, 6).double(), texts.double(), 0.1, True, "patch", None, None, None, False),
+        (features.view(-1, 6), texts, 0.1, False, "patch", None, None, None, True, *straight),
+        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], [13, 10], False, *straight),
+        (features[:1].clone().requires_grad_(), texts, 0.1, False, "pixel_exact", None, [7, 9], None, False, *straight),
+        (features.view(-1, 6).double(), texts.double(), 0.1, True, "patch", None, None, None, False, *straight),
+        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], None, False, "logits", [2, 0, 1, 0, 2]),
     ]
 
 
@@ -473,7 +514,7 @@ def _fuse_samples(device: str) -> list[tuple]:
 
 register(
     "template_entropy(Tensor features, Tensor text_embeddings, float temperature, bool assume_normalized, str mode, "
-    "Tensor? boxes, int[]? size, int[]? out_size, bool mano) -> (Tensor, Tensor)",
+    "Tensor? boxes, int[]? size, int[]? out_size, bool mano, str interpolate, int[]? groups) -> (Tensor, Tensor)",
     cpu=functools.partial(_entropy, on_cuda=False),
     cuda=functools.partial(_entropy, on_cuda=True),
     fake=_entropy_fake,
