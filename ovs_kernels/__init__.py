@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .adaptive import adaptive_conv
+from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
@@ -33,6 +34,7 @@ __all__ = [
     "TemplateScores",
     "__version__",
     "adaptive_conv",
+    "affinity_pool",
     "attention_mean",
     "doubly_stochastic",
     "fuse_experts",

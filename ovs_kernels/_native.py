@@ -14,7 +14,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
 import torch
@@ -156,6 +156,76 @@ def cuda_module(operator: str) -> ModuleType:
 def reference_forced() -> bool:
     """Whether OVS_KERNELS_REFERENCE asks for the reference on every device."""
     return os.environ.get("OVS_KERNELS_REFERENCE", "0") not in ("", "0")
+
+
+def use_reference(on_cuda: bool, compute_dtype: torch.dtype | None = None) -> bool:
+    """Whether the definition answers a call instead of a kernel.
+
+    Args:
+        on_cuda: whether the tensors of the call are on a CUDA device.
+        compute_dtype: given by families whose CUDA kernels compute in float32 only: float64 is the definition's there.
+    """
+    if on_cuda:
+        return compute_dtype == torch.float64 or reference_forced()
+    return cpu_module() is None
+
+
+def call_cpu(
+    operator: str, device: torch.device, arguments: Mapping[str, object], *, sized_by_threads: bool = True
+) -> object:
+    """Runs `operator`_cpu of the compiled module over scratch memory of the size that it asks for.
+
+    Args:
+        operator: name of the operator.
+        device: that of the tensors, for the scratch memory.
+        arguments: keyword arguments of the kernel but workspace, workspace_bytes, num_threads and isa.
+        sized_by_threads: whether the size of the scratch memory depends on the number of threads.
+
+    Returns:
+        What the kernel returns.
+    """
+    native = cpu_module()
+    threads = {"num_threads": torch.get_num_threads()}
+    num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(**arguments, **(threads if sized_by_threads else {}))
+    workspace = allocate((num_bytes,), torch.uint8, device)
+    return getattr(native, f"{operator}_cpu")(
+        **arguments,
+        **threads,
+        workspace=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        isa=ISA_NUMBERS[isa()],
+    )
+
+
+def prepare_cuda(operator: str, device: torch.device, arguments: Mapping[str, object]) -> Callable[..., None]:
+    """A function that runs `operator`_cuda on the current stream, for operators that run in stages.
+
+    All its calls share one scratch memory, of the size that the operator asks for with `arguments`; the keywords of a
+    call are those of the stage, beside `arguments`.
+    """
+    native = cuda_module(operator)
+    num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**arguments)
+    workspace = allocate((num_bytes,), torch.uint8, device)
+    kernel = getattr(native, f"{operator}_cuda")
+    where = {"device": device.index or 0, "stream": current_stream(device)}
+
+    def run(**stage) -> None:
+        kernel(**arguments, **stage, **where, workspace=workspace.data_ptr(), workspace_bytes=num_bytes)
+
+    return run
+
+
+def call_cuda(operator: str, device: torch.device, arguments: Mapping[str, object]) -> None:
+    """Runs `operator`_cuda once, on the current stream of `device`; arguments as in `call_cpu`.
+
+    `arguments` of `call_cpu` and of `call_cuda` differ where a kernel computes in float32 only: it takes no `dtype`.
+    """
+    prepare_cuda(operator, device, arguments)()
+
+
+def call(operator: str, device: torch.device, arguments: Mapping[str, object], on_cuda: bool) -> object:
+    """`call_cuda` or `call_cpu`, for kernels whose arguments and sizes are the same on both."""
+    return call_cuda(operator, device, arguments) if on_cuda else call_cpu(operator, device, arguments)
 
 
 def cuda_available() -> bool:

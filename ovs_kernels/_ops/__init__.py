@@ -100,6 +100,7 @@ def register(
 # Each registers its operators.
 from . import (  # noqa: E402
     adaptive,  # noqa: F401
+    affinity,  # noqa: F401
     attention,  # noqa: F401
     graph,  # noqa: F401
     markov,  # noqa: F401

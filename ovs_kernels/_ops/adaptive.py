@@ -110,13 +110,8 @@ def plan_filters_backward(v_out: Tensor, input: Tensor) -> Plan:
     return _plan(op, v_out.dtype, batch, num_channels, (height, width, *taps))
 
 
-def _use_reference(on_cuda: bool) -> bool:
-    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
-
-
 def _run(p: Plan, operator: str, arrays: dict[str, Tensor], on_cuda: bool) -> None:
     """Calls the compiled module on `input`, `filters` and `out`, all contiguous; one of them is written."""
-    native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
     common = {
         **{name: array.data_ptr() for name, array in arrays.items()},
         "batch": p.batch,
@@ -127,17 +122,7 @@ def _run(p: Plan, operator: str, arrays: dict[str, Tensor], on_cuda: bool) -> No
         "filter_width": p.filter_width,
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    device = arrays["out"].device
-    if on_cuda:
-        num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**common)
-        where = {"device": device.index or 0, "stream": _native.current_stream(device)}
-    else:
-        threads = torch.get_num_threads()
-        num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
-        where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
-    workspace = _native.allocate((num_bytes,), torch.uint8, device)
-    function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
-    function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
+    _native.call(operator, arrays["out"].device, common, on_cuda)
 
 
 def _call(p: Plan, operator: str, given: dict[str, Tensor], made: str, shape: tuple[int, ...], on_cuda: bool) -> Tensor:
@@ -145,7 +130,7 @@ def _call(p: Plan, operator: str, given: dict[str, Tensor], made: str, shape: tu
     first = next(iter(given.values()))
     if p.empty:
         return first.new_zeros(shape)
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         return getattr(reference, operator)(*(array.to(p.compute_dtype) for array in given.values())).to(p.dtype)
     arrays = {name: array.to(p.compute_dtype).contiguous() for name, array in given.items()}
     arrays[made] = _native.allocate(shape, p.compute_dtype, first.device)

@@ -229,41 +229,20 @@ def _by_reference(p: Plan, queries, keys, scale, info) -> tuple[Tensor, Tensor, 
 
 def _cpu(queries, keys, weights, scale, keep, drop_first, dtype, info):
     p = plan(queries, keys, weights, scale, keep, drop_first, dtype, info)
-    native = _native.cpu_module()
-    if native is None:
+    if _native.use_reference(on_cuda=False):
         return _by_reference(p, queries, keys, scale, info)
     # Every tile of queries reads all keys of a head: with other heads in between each token is on another page.
     a = _arrays(p, queries, keys, info, packed_keys=True)
-    common = _arguments(p, a, info)
-    threads = torch.get_num_threads()
-    num_bytes = native.attention_mean_cpu_workspace_bytes(num_threads=threads, **common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, a.mean.device)
-    native.attention_mean_cpu(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        num_threads=threads,
-        isa=_native.ISA_NUMBERS[_native.isa()],
-        **common,
-    )
+    _native.call_cpu(NAME, a.mean.device, _arguments(p, a, info))
     return a.mean.to(p.dtype), a.column_sums, a.maximum
 
 
 def _cuda(queries, keys, weights, scale, keep, drop_first, dtype, info):
     p = plan(queries, keys, weights, scale, keep, drop_first, dtype, info)
-    if _native.reference_forced():
+    if _native.use_reference(on_cuda=True):
         return _by_reference(p, queries, keys, scale, info)
-    native = _native.cuda_module(NAME)
     a = _arrays(p, queries, keys, info, packed_keys=False)
-    common = _arguments(p, a, info)
-    num_bytes = native.attention_mean_cuda_workspace_bytes(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, a.mean.device)
-    native.attention_mean_cuda(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        device=a.mean.device.index or 0,
-        stream=_native.current_stream(a.mean.device),
-        **common,
-    )
+    _native.call_cuda(NAME, a.mean.device, _arguments(p, a, info))
     return a.mean.to(p.dtype), a.column_sums, a.maximum
 
 

@@ -296,7 +296,7 @@ def _cuda(features, k, positions, gamma, sigma, memory_limit):
     p = plan(features, k, positions, gamma, sigma, memory_limit)
     if p.empty:
         return _no_links(p, features.device)
-    if p.compute_dtype == torch.float64 or _native.reference_forced():
+    if _native.use_reference(True, p.compute_dtype):
         return _reference(p, features, positions, gamma, sigma)
     native = _native.cuda_module(NAME)
     rows, places = _inputs(p, features, positions)

@@ -1,7 +1,6 @@
 """Operators `doubly_stochastic` and `markov_velocity`: plans, CPU and CUDA bridges, fakes."""
 
 import dataclasses
-import functools
 import math
 
 import torch
@@ -133,47 +132,17 @@ def _scale_by_reference(p: Plan, attention: Tensor, n_iter: int, check: bool, in
 
 
 def _call_cpu(op: str, common: dict, device: torch.device) -> object:
-    """Runs `op`_cpu with scratch memory of the size that it asks for."""
-    native = _native.cpu_module()
-    num_bytes = getattr(native, f"{op}_cpu_workspace_bytes")(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, device)
-    return getattr(native, f"{op}_cpu")(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        num_threads=torch.get_num_threads(),
-        isa=_native.ISA_NUMBERS[_native.isa()],
-        **common,
-    )
-
-
-class CudaCall:
-    """Calls of `op`_cuda on the current stream, over scratch memory that they share."""
-
-    def __init__(self, op: str, common: dict, device: torch.device):
-        native = _native.cuda_module(op)
-        num_bytes = getattr(native, f"{op}_cuda_workspace_bytes")(**common)
-        self._workspace = _native.allocate((num_bytes,), torch.uint8, device)
-        self._run = functools.partial(
-            getattr(native, f"{op}_cuda"),
-            workspace=self._workspace.data_ptr(),
-            workspace_bytes=num_bytes,
-            device=device.index or 0,
-            stream=_native.current_stream(device),
-            **common,
-        )
-
-    def __call__(self, **stage) -> None:
-        self._run(**stage)
+    return _native.call_cpu(op, device, common, sized_by_threads=False)
 
 
 def _scale_cuda(op: str, common: dict, device: torch.device) -> None:
-    CudaCall(op, common, device)()
+    _native.call_cuda(op, device, common)
 
 
 def _run_chain_cuda(op: str, common: dict, device: torch.device) -> None:
     """Start, steps in batches until no class runs, report. After each batch the number of running classes is read."""
     running = torch.zeros(1, dtype=torch.int32, device=device)
-    call = CudaCall(op, common, device)
+    call = _native.prepare_cuda(op, device, common)
     stage = {"first_step": 0, "last_step": 0, "running": running.data_ptr()}
     call(**stage | {"stage": STAGES["start"]})
     recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -210,18 +179,14 @@ def _scale(p: Plan, matrix: Tensor, n_iter: int, check: bool, info: bool, call) 
 
 def _scaling_cpu(attention, n_iter, check, info):
     p = plan_scaling("doubly_stochastic", attention, n_iter)
-    if _native.cpu_module() is None:
+    if _native.use_reference(on_cuda=False):
         return _scale_by_reference(p, attention, n_iter, check, info)
     return _scale(p, attention.contiguous(), n_iter, check, info, _call_cpu)
 
 
-def _by_reference_on_cuda(p: Plan) -> bool:
-    return p.compute_dtype == torch.float64 or _native.reference_forced()
-
-
 def _scaling_cuda(attention, n_iter, check, info):
     p = plan_scaling("doubly_stochastic", attention, n_iter)
-    if _by_reference_on_cuda(p):
+    if _native.use_reference(True, p.compute_dtype):
         return _scale_by_reference(p, attention, n_iter, check, info)
     return _scale(p, attention.contiguous(), n_iter, check, info, _scale_cuda)
 
@@ -297,7 +262,7 @@ def _velocity(p: Plan, attention: Tensor, distributions: Tensor, o: Options, sca
 def _velocity_cpu(attention, distributions, *options):
     o = Options(*options)
     p = plan_velocity(attention, distributions, o)
-    if _native.cpu_module() is None:
+    if _native.use_reference(on_cuda=False):
         return _velocity_by_reference(p, attention, distributions, o)
     return _velocity(p, attention, distributions, o, _call_cpu, _call_cpu)
 
@@ -305,7 +270,7 @@ def _velocity_cpu(attention, distributions, *options):
 def _velocity_cuda(attention, distributions, *options):
     o = Options(*options)
     p = plan_velocity(attention, distributions, o)
-    if _by_reference_on_cuda(p):
+    if _native.use_reference(True, p.compute_dtype):
         return _velocity_by_reference(p, attention, distributions, o)
     return _velocity(p, attention, distributions, o, _scale_cuda, _run_chain_cuda)
 

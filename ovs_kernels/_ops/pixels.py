@@ -267,7 +267,7 @@ def _cuda(scores, image, window, tau, alpha, mode, max_iter, tol, color, labels,
     p = plan(scores, image, window, tau, alpha, mode, max_iter, tol, color, labels, groups, info, memory_limit)
     if p.empty:
         return _outputs_of_nothing(p, scores.device, info)
-    if p.compute_dtype == torch.float64 or _native.reference_forced():
+    if _native.use_reference(True, p.compute_dtype):
         return _reference(p, scores, image, window, tau, alpha, mode, tol, color, labels, groups, info)
     native = _native.cuda_module(NAME)
     y, guide = _inputs(p, scores, image)

@@ -167,23 +167,14 @@ def _reference(p: Plan, indptr, indices, weights, degrees, scores, alpha, mode, 
 
 def _cpu(indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol, check, info):
     p = plan(indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol, check, info)
-    native = _native.cpu_module()
-    if native is None:
+    if _native.use_reference(on_cuda=False):
         if check:
             _check_graph(indptr, indices, weights)
         return _reference(p, indptr, indices, weights, degrees, scores, alpha, mode, tol, info)
     a = _arrays(p, indptr, indices, weights, degrees, scores, info)
     common = _arguments(p, a, alpha, mode, tol, check, info)
     common["dtype"] = _native.DTYPES[p.compute_dtype]
-    num_bytes = native.lp_graph_cpu_workspace_bytes(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
-    fault, row = native.lp_graph_cpu(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        num_threads=torch.get_num_threads(),
-        isa=_native.ISA_NUMBERS[_native.isa()],
-        **common,
-    )
+    fault, row = _native.call_cpu(NAME, scores.device, common, sized_by_threads=False)
     if fault:
         _refuse(FAULTS[fault], row)
     return a.result.to(p.dtype), a.iterations, a.residuals
@@ -193,22 +184,12 @@ def _cuda(indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol,
     p = plan(indptr, indices, weights, degrees, scores, alpha, mode, max_iter, tol, check, info)
     if check:
         _check_graph(indptr, indices, weights)
-    if p.compute_dtype == torch.float64 or _native.reference_forced():
+    if _native.use_reference(True, p.compute_dtype):
         return _reference(p, indptr, indices, weights, degrees, scores, alpha, mode, tol, info)
-    native = _native.cuda_module(NAME)
     a = _arrays(p, indptr, indices, weights, degrees, scores, info)
     if p.num_nodes == 0 or p.num_classes == 0:
         return a.result.to(p.dtype), a.iterations.zero_(), a.residuals.zero_()
-    common = _arguments(p, a, alpha, mode, tol, check, info)
-    num_bytes = native.lp_graph_cuda_workspace_bytes(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
-    native.lp_graph_cuda(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        device=scores.device.index or 0,
-        stream=_native.current_stream(scores.device),
-        **common,
-    )
+    _native.call_cuda(NAME, scores.device, _arguments(p, a, alpha, mode, tol, check, info))
     return a.result.to(p.dtype), a.iterations, a.residuals
 
 

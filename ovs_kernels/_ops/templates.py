@@ -272,12 +272,6 @@ def plan_fuse(
     )
 
 
-def _use_reference(p: EntropyPlan | FusePlan, on_cuda: bool) -> bool:
-    if on_cuda:
-        return p.compute_dtype == torch.float64 or _native.reference_forced()
-    return _native.cpu_module() is None
-
-
 def _runner(operator: str, on_cuda: bool, device: torch.device, dtype: torch.dtype):
     """A function that calls the compiled module with these fields, and keeps its scratch memory between calls."""
     native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
@@ -426,7 +420,7 @@ def _entropy(
     sums = counts.new_zeros(p.num_sums, *counts.shape)
     if p.empty:
         return counts, sums
-    if _use_reference(p, on_cuda):
+    if _native.use_reference(on_cuda, p.compute_dtype):
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
         arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
@@ -488,7 +482,7 @@ def _fuse(features, experts, size, boxes, strategy, temperature, assume_normaliz
     if p.num_windows == 0:
         return torch.empty(p.shape, dtype=dtype, device=device), found
     features, experts = features.to(p.compute_dtype), experts.to(p.compute_dtype)
-    if _use_reference(p, on_cuda):
+    if _native.use_reference(on_cuda, p.compute_dtype):
         arguments = (p.size, boxes, strategy, temperature, assume_normalized, labels)
         result, everyone = reference.fuse_experts(features, experts, *arguments)
         return result.to(dtype), everyone if winners else found

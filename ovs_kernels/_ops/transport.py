@@ -167,23 +167,14 @@ def _tolerance(a: Tensor, b: Tensor | None) -> float:
 
 
 def _cpu(p: Plan, cost, a, b, normalize, check, info, **options):
-    native = _native.cpu_module()
-    if native is None:
+    if _native.use_reference(on_cuda=False):
         if check:
             _check_values(p, cost, a, b, normalize)
         return _reference(p, cost, a, b, info, normalize=normalize, **options)
     tensors = _tensors(p, cost, a, b, info)
     common = _arguments(p, tensors, normalize=normalize, mass_tolerance=_tolerance(a, b), **options)
     common["dtype"] = _native.DTYPES[p.compute_dtype]
-    num_bytes = getattr(native, f"{p.op}_cpu_workspace_bytes")(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, a.device)
-    fault, row, column = getattr(native, f"{p.op}_cpu")(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        num_threads=torch.get_num_threads(),
-        isa=_native.ISA_NUMBERS[_native.isa()],
-        **common,
-    )
+    fault, row, column = _native.call_cpu(p.op, a.device, common, sized_by_threads=False)
     if fault == COST_FAULT:
         _refuse_cost(p, cost, row, column)
     if fault:
@@ -194,23 +185,14 @@ def _cpu(p: Plan, cost, a, b, normalize, check, info, **options):
 def _cuda(p: Plan, cost, a, b, normalize, check, info, **options):
     if check:
         _check_values(p, cost, a, b, normalize)
-    if p.compute_dtype == torch.float64 or _native.reference_forced():
+    if _native.use_reference(True, p.compute_dtype):
         return _reference(p, cost, a, b, info, normalize=normalize, **options)
-    native = _native.cuda_module(p.op)
     tensors = _tensors(p, cost, a, b, info)
     common = _arguments(p, tensors, normalize=normalize, mass_tolerance=_tolerance(a, b), **options)
     if p.num_classes == 0:
         tensors["status"].zero_()
         return _results(p, tensors)
-    num_bytes = getattr(native, f"{p.op}_cuda_workspace_bytes")(**common)
-    workspace = _native.allocate((num_bytes,), torch.uint8, a.device)
-    getattr(native, f"{p.op}_cuda")(
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        device=a.device.index or 0,
-        stream=_native.current_stream(a.device),
-        **common,
-    )
+    _native.call_cuda(p.op, a.device, common)
     return _results(p, tensors)
 
 

@@ -170,13 +170,8 @@ def _unit_guide(p: Plan, guide: Tensor) -> Tensor:
     return guide.to(p.compute_dtype) / 255 if guide.dtype == torch.uint8 else guide.to(p.compute_dtype)
 
 
-def _use_reference(on_cuda: bool) -> bool:
-    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
-
-
 def _run(p: Plan, operator: str, guide: Tensor, on_cuda: bool, **tensors: Tensor | None) -> None:
     """Calls the compiled module. `tensors`: maps, up, labels and missing, as far as there are, all contiguous."""
-    native = _native.cuda_module(operator) if on_cuda else _native.cpu_module()
     # Bytes stay numbers up to 255, whose differences are exact; the kernel knows their scale by sigma_range.
     scale = 255.0 if guide.dtype == torch.uint8 else 1.0
     guide = guide.to(p.compute_dtype).contiguous()
@@ -200,16 +195,7 @@ def _run(p: Plan, operator: str, guide: Tensor, on_cuda: bool, **tensors: Tensor
         "omit": p.omit,
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    if on_cuda:
-        num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**common)
-        where = {"device": guide.device.index or 0, "stream": _native.current_stream(guide.device)}
-    else:
-        threads = torch.get_num_threads()
-        num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
-        where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
-    workspace = _native.allocate((num_bytes,), torch.uint8, guide.device)
-    function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
-    function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
+    _native.call(operator, guide.device, common, on_cuda)
 
 
 def _upsample(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_policy, on_cuda: bool) -> Tensor:
@@ -217,7 +203,7 @@ def _upsample(maps, guide, sigma_spatial, sigma_range, radius, labels, nan_polic
     if p.empty:
         return maps.new_empty(p.result_shape, dtype=p.label_dtype or p.dtype)
     maps = maps.to(p.compute_dtype)
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         up = reference.joint_bilateral_upsample(_four_axes(p, maps), _unit_guide(p, guide), omit=p.omit, **p.window)
         return reference.best_class(up).reshape(p.result_shape) if labels else up.reshape(p.result_shape).to(p.dtype)
     maps = maps.contiguous()
@@ -231,7 +217,7 @@ def _upsample_backward(v_up, guide, missing, size, sigma_spatial, sigma_range, r
     if p.empty:
         return v_up.new_zeros(p.maps_shape)
     v_up = v_up.to(p.compute_dtype)
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         v_maps = reference.joint_bilateral_upsample_backward(
             _four_axes(p, v_up), _unit_guide(p, guide), _four_axes(p, missing), p.low, **p.window
         )

@@ -226,20 +226,7 @@ def _run(p: Plan, operator: str, scores: Tensor, merged: Tensor, on_cuda: bool) 
         "num_classes": p.num_classes,
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    if on_cuda:
-        num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**common)
-        where = {"device": scores.device.index or 0, "stream": _native.current_stream(scores.device)}
-    else:
-        threads = torch.get_num_threads()
-        num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(num_threads=threads, **common)
-        where = {"num_threads": threads, "isa": _native.ISA_NUMBERS[_native.isa()]}
-    workspace = _native.allocate((num_bytes,), torch.uint8, scores.device)
-    function = getattr(native, f"{operator}_cuda" if on_cuda else f"{operator}_cpu")
-    function(workspace=workspace.data_ptr(), workspace_bytes=num_bytes, **where, **common)
-
-
-def _use_reference(on_cuda: bool) -> bool:
-    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
+    _native.call(operator, scores.device, common, on_cuda)
 
 
 def _merge(scores: list[Tensor], boxes: list[Tensor], size: list[int], on_cuda: bool) -> Tensor:
@@ -247,7 +234,7 @@ def _merge(scores: list[Tensor], boxes: list[Tensor], size: list[int], on_cuda: 
     if p.empty:
         return scores[0].new_zeros(p.merged_shape)
     scores = [setup.to(p.compute_dtype) for setup in scores]
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         return reference.merge_windows(scores, boxes, size).to(p.dtype)
     packed = scores[0].contiguous() if len(scores) == 1 else torch.cat([setup.reshape(-1) for setup in scores])
     merged = _native.allocate(p.merged_shape, p.compute_dtype, packed.device)
@@ -260,7 +247,7 @@ def _merge_backward(v_merged: Tensor, grids: list[int], boxes: list[Tensor], on_
     if p.empty:
         return v_merged.new_zeros(p.num_scores)
     v_merged = v_merged.to(p.compute_dtype).contiguous()
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         return reference.merge_windows_backward(v_merged, grids, boxes).to(p.dtype)
     v_scores = _native.allocate((p.num_scores,), p.compute_dtype, v_merged.device)
     _run(p, BACKWARD, v_scores, v_merged, on_cuda)

@@ -1,6 +1,7 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
+from .affinity import affinity_pool
 from .attention import attention_mean
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
@@ -15,6 +16,7 @@ __all__ = [
     "adaptive_conv",
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
+    "affinity_pool",
     "attention_mean",
     "doubly_stochastic",
     "fuse_experts",
