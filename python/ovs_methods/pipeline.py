@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import Attention, AttentionSource, BackboneAttention, load_attention
-from .backbones import MaskClip, load_backbone
+from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .images import read_photo, resize_argmax, to_tensor, working_size
@@ -84,7 +84,7 @@ class Segmenter:
         with self.clock("examples"):
             examples = self._exemplar_examples(photos, masks)
             if classes:
-                if not isinstance(self.backbone, MaskClip):
+                if not isinstance(self.backbone, TextBackbone):
                     raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
                 examples += text_examples(self.backbone, classes)
         if reference is not None:
@@ -101,7 +101,7 @@ class Segmenter:
     def _load_models(self) -> None:
         options = self.options
         shared = {"layer": options.layer, "threads": options.threads}
-        self.backbone = load_backbone(options.backbone, options.weights, logits=options.logits, **shared)
+        self.backbone = load_backbone(options.backbone, options.weights, **options.clip(), **shared)
         self.graph_backbone = None
         if options.uses_graph() and options.graph_backbone != options.backbone:
             flag = "--graph-weights"
@@ -111,9 +111,9 @@ class Segmenter:
             same = options.attention == options.backbone and options.attention_weights in (None, options.weights)
             self.attention = load_attention(
                 options.attention,
-                options.attention_weights,
+                options.weights if same else options.attention_weights,
                 layer=options.attention_layer,
-                backbone=self.backbone if same else None,
+                backbone=self.backbone if same and isinstance(self.backbone, AttentiveBackbone) else None,
                 threads=options.threads,
             )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones import MaskClip
+from ..backbones import TextBackbone
 from ..backbones.weights import cache_folder, import_models
 from ..errors import UserError
 from .core import ClassExamples
@@ -75,7 +75,7 @@ def parse_classes(text: str, background: str = "none") -> dict[str, list[str]]:
     return classes
 
 
-def text_examples(clip: MaskClip, classes: dict[str, list[str]], cache: Path | None = None) -> list[ClassExamples]:
+def text_examples(clip: TextBackbone, classes: dict[str, list[str]], cache: Path | None = None) -> list[ClassExamples]:
     """Embeddings of the classes' names; those that are not on disk yet are computed and stored.
 
     A name is the mean of its embeddings in the 80 ImageNet templates of open_clip, of length 1.
@@ -96,10 +96,10 @@ def text_examples(clip: MaskClip, classes: dict[str, list[str]], cache: Path | N
     ]
 
 
-def _embedding(clip: MaskClip, name: str, templates: tuple[Callable[[str], str], ...], folder: Path) -> Tensor:
+def _embedding(clip: TextBackbone, name: str, templates: tuple[Callable[[str], str], ...], folder: Path) -> Tensor:
     """The unit embedding of one name, [D]."""
     prompts = [template(name) for template in templates]
-    key = json.dumps([_FORMAT, clip.identity, prompts], sort_keys=True)
+    key = json.dumps([_FORMAT, clip.text_identity, prompts], sort_keys=True)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
         stored = np.load(path, allow_pickle=False)
