@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .attention import DIFFUSION, SHORT_NAMES, attention_files, is_matrix
@@ -10,10 +10,26 @@ from .backbones import EMBEDDED, GUIDES, check_features, default_model, is_clip
 from .backbones.dinov2 import DEFAULT_LAYER
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
-from .methods import ATTENTION_METHODS, DsloPreset, Preset, check_propagation, choose_dslo_preset, choose_preset
-from .outputs import OutputPaths, file_identity
-from .vocabulary import Exemplar, Point, check_distinct, parse_classes
+from .methods import (
+    ATTENTION_METHODS,
+    FUSIONS,
+    RECIPES,
+    DsloPreset,
+    Preset,
+    Recipe,
+    check_propagation,
+    choose_dslo_preset,
+    choose_preset,
+    choose_recipe,
+)
+from .outputs import OutputPaths, content_identity, file_identity
+from .vocabulary import Exemplar, Point, check_distinct, load_templates, parse_classes
 from .windows import parse_windows
+
+if TYPE_CHECKING:
+    from .rankings import Ranking
+
+SHORT_SIDE = 448
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +46,23 @@ class SegmentOptions:
         prototypes: embeddings of a class in a mask at most; 1 also averages the points of a class.
         classes: classes by text, as `parse_classes` reads it.
         background: words of an additional class, for `classes`.
-        method: key of METHODS; None is lposs+ for text and pixels for the rest.
+        templates: file of the prompts that the names in `classes` are put into; None is open_clip's 80.
+        method: key of METHODS, or floss; None is lposs+ for text and pixels for the rest.
         propagation: of `ovs_kernels.lp_pixels`, for the methods pixels and lposs+.
         preset: of the patch stage and of DSLO, see `choose_preset` and `choose_dslo_preset`.
         constants: fields of `Preset` given one by one.
         dslo: fields of `DsloPreset` given one by one.
-        short_side: of the working resolution.
-        backbone: name of the backbone; None is for text the CLIP that `features` was published with, and the embedded
-            one for the rest.
+        recipe: scale and threshold of the methods in RECIPES, where the user gave them.
+        base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
+        experts: file of the ranking, for floss.
+        top: templates that are experts for a class, at most.
+        fusion: one of FUSIONS.
+        short_side: of the working resolution; None is that of the recipe, 448 without one.
+        backbone: name of the backbone; None is that of the recipe, else for text the CLIP that `features` was published
+            with, and the embedded one for the rest.
         weights: its local file.
-        features: how CLIP's patches become features, one of FEATURES; None is `kk` for DSLO, else `maskclip`.
+        features: how CLIP's patches become features, one of FEATURES; None is that of the recipe, else `kk` for DSLO
+            and `maskclip` for the rest.
         guide: the model that `clip-dinoiser` and `proxyclip` ask which patches look alike; None is that of GUIDES.
         guide_weights: its local file.
         projection: the checkpoint of CLIP-DINOiser, instead of a guide.
@@ -64,12 +87,18 @@ class SegmentOptions:
     prototypes: int = 5
     classes: str | None = None
     background: str = "none"
+    templates: str | None = None
     method: str | None = None
     propagation: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: str = "auto"
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     dslo: dict[str, Any] = dataclasses.field(default_factory=dict)
-    short_side: int = 448
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: str | None = None
+    experts: str | None = None
+    top: int = 4
+    fusion: str = FUSIONS[0]
+    short_side: int | None = None
     backbone: str | None = None
     weights: str | None = None
     features: str | None = None
@@ -86,22 +115,34 @@ class SegmentOptions:
     overwrite: bool = False
 
     def resolved(self) -> "SegmentOptions":
-        """With everything that None leaves open."""
+        """With everything that None leaves open.
+
+        Raises:
+            UserError: floss without a ranking that says what it was made with.
+        """
         text = self.classes is not None
-        features, guide = self.features, self.guide
-        backbone = self.backbone or (default_model(features) if text else EMBEDDED)
+        method = self.method or ("lposs+" if text else "pixels")
+        base = self.base
+        if method == "floss" and base is None:
+            base = self.ranking().base
+        recipe = RECIPES.get(base if method == "floss" else method)
+        backbone = self.backbone
+        if backbone is None:
+            backbone = recipe.backbone if recipe else default_model(self.features) if text else EMBEDDED
         graph = self.graph_backbone
         if graph is None:
             graph = "dino_vitb16" if text else backbone
-        method = self.method or ("lposs+" if text else "pixels")
         attention = self.attention or (DIFFUSION if text else backbone)
+        features, guide = self.features, self.guide
         if features is None and is_clip(backbone):
-            features = "kk" if method in ATTENTION_METHODS else "maskclip"
+            features = recipe.features if recipe else "kk" if method in ATTENTION_METHODS else "maskclip"
         if guide is None and self.projection is None and is_clip(backbone):
             guide = GUIDES.get(features)
         return dataclasses.replace(
             self,
             method=method,
+            base=base,
+            short_side=self.short_side or (recipe.short_side if recipe else SHORT_SIDE),
             backbone=backbone,
             features=features,
             guide=guide,
@@ -113,6 +154,14 @@ class SegmentOptions:
         """Arguments of `load_backbone` that say how CLIP's patches become features."""
         names = ("features", "guide", "guide_weights", "projection")
         return {name: getattr(self, name) for name in names}
+
+    def ranking(self) -> "Ranking":
+        """The ranking that floss takes its experts from."""
+        from .rankings import load_ranking
+
+        if self.experts is None:
+            raise UserError("--method floss", "--experts FILE, a ranking by ovs rank-templates", "none")
+        return load_ranking(Path(self.experts))
 
     def uses_graph(self) -> bool:
         """Whether the method has a patch stage."""
@@ -130,8 +179,20 @@ class SegmentOptions:
         """Constants of DSLO."""
         return choose_dslo_preset(self.preset, self.backbone, self.dslo)
 
+    def clip_recipe(self) -> Recipe | None:
+        """Constants of the CLIP family, None for other methods."""
+        floss = self.method == "floss"
+        name = self.base if floss else self.method
+        if name not in RECIPES:
+            return None
+        classes = parse_classes(self.classes, self.background) if self.classes is not None else ()
+        return choose_recipe(name, self.recipe, list(classes), fusion=floss)
+
     def windows(self) -> str:
         """The windows as `parse_windows` reads them; DSLO has none."""
+        recipe = self.clip_recipe()
+        if recipe is not None:
+            return self.constants.get("windows") or recipe.windows
         return "none" if self.uses_attention() else self.patch_constants().windows
 
 
@@ -164,6 +225,30 @@ def _check_vocabulary(options: SegmentOptions) -> None:
         raise UserError("--class-name", "an --exemplar whose ids it names", "none")
 
 
+def _check_recipe(options: SegmentOptions) -> None:
+    """What the CLIP family and its options want of each other."""
+    for flag, value in (("--experts", options.experts), ("--base", options.base)):
+        if value is not None and options.method != "floss":
+            raise UserError(flag, "--method floss with it", f"--method {options.method}")
+    if options.templates is not None:
+        if options.classes is None:
+            raise UserError("--templates", "--classes with it", "none")
+        load_templates(options.templates)
+    recipe = options.clip_recipe()
+    if recipe is None:
+        return
+    if not is_clip(options.backbone):
+        raise UserError("--backbone", f"a CLIP with --method {options.method}", f"'{options.backbone}'")
+    if options.method == "floss":
+        if options.classes is None:
+            raise UserError("--method floss", "--classes with it, which it has templates for", "none")
+        if options.top < 1:
+            raise UserError("--top", "1 or more templates", options.top)
+        if options.fusion not in FUSIONS:
+            raise UserError("--fusion", " or ".join(FUSIONS), options.fusion)
+        options.ranking()
+
+
 def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
     options.dslo_constants()
     windows = options.constants.get("windows")
@@ -185,7 +270,6 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
     """
     images = list_images(options.images)
     _check_vocabulary(options)
-    check_features(options.backbone, **options.clip())
     reference = None
     if options.points:
         if options.points_on is not None:
@@ -203,6 +287,8 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
+    _check_recipe(options)
+    check_features(options.backbone, **options.clip())
     parse_windows(options.windows())
     if options.uses_attention():
         _check_dslo(options, images)
@@ -228,9 +314,17 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         files = attention_files(options.attention, options.attention_weights)
         attention = {"source": options.attention, "files": [file_identity(file) for file in files]}
         attention |= {"layer": options.attention_layer, **dataclasses.asdict(options.dslo_constants())}
+    floss = {}
+    if options.method == "floss":
+        ranking = content_identity(Path(options.experts))
+        floss = {"base": options.base, "experts": ranking, "top": options.top, "fusion": options.fusion}
+    recipe = options.clip_recipe()
     return {
         "version": __version__,
         "method": options.method,
+        "recipe": dataclasses.asdict(recipe) if recipe else {},
+        "floss": floss,
+        "templates": content_identity(Path(options.templates)) if options.templates is not None else None,
         "propagation": options.propagation if options.method in ("pixels", "lposs+") else {},
         "windows": options.windows(),
         "graph": dataclasses.asdict(options.patch_constants()) if graph else {},

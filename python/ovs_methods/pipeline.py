@@ -14,17 +14,20 @@ from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, upsample_argmax
+from .methods import METHODS, best_of_groups, expert_embeddings, floss, softmax_argmax, upsample_argmax
 from .options import SegmentOptions, plan, run_settings
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
 from .vocabulary import (
     ClassExamples,
     Vocabulary,
+    all_names,
     build_vocabulary,
     exemplar_examples,
+    load_templates,
+    mean_examples,
     parse_classes,
     point_examples,
-    text_examples,
+    template_embeddings,
 )
 from .vocabulary.exemplar import read_mask
 from .vocabulary.points import check_inside
@@ -68,6 +71,8 @@ class Segmenter:
         self.clock = Stopwatch()
         self._seen: tuple[Path, Seen, Stopwatch] | None = None
         self._setups = parse_windows(options.windows())
+        self._recipe = options.clip_recipe()
+        self.experts: Tensor | None = None  # of floss
         classes = parse_classes(options.classes, options.background) if options.classes is not None else {}
         photos, masks, first = {}, [], Stopwatch()
         if reference is not None:  # everything the user gave is checked before the model is loaded
@@ -84,9 +89,7 @@ class Segmenter:
         with self.clock("examples"):
             examples = self._exemplar_examples(photos, masks)
             if classes:
-                if not isinstance(self.backbone, TextBackbone):
-                    raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
-                examples += text_examples(self.backbone, classes)
+                examples += self._text_examples(classes)
         if reference is not None:
             photo = photos[reference]
             seen = self._look(photo, first)
@@ -132,6 +135,29 @@ class Segmenter:
             )
         return examples
 
+    def _text_examples(self, classes: dict[str, list[str]]) -> list[ClassExamples]:
+        """The classes by text; for floss also the experts, `self.experts`."""
+        options = self.options
+        if not isinstance(self.backbone, TextBackbone):
+            raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
+        templates = load_templates(options.templates)
+        embeddings = template_embeddings(self.backbone, all_names(classes), templates)
+        if options.method == "floss":
+            ranking = options.ranking()
+            ranking.check(self.backbone.identity, options.base, templates, list(classes))
+            experts = ranking.experts(list(classes), options.top)
+            unused = [name for name, chosen in zip(classes, experts, strict=True) if chosen is None]
+            if unused and self._recipe.renormalize:
+                raise UserError(
+                    "--experts",
+                    f"a template that predicts each class, for {options.base}",
+                    f"none that predicts {', '.join(unused)} in {options.experts}",
+                    "rank the templates on more images",
+                )
+            groups = [index for index, names in enumerate(classes.values()) for _ in names]
+            self.experts = expert_embeddings(embeddings, experts, groups, self._recipe.renormalize)
+        return mean_examples(classes, embeddings)
+
     def size(self, photo: "Image") -> tuple[int, int]:
         """(H, W) at which a photo is worked on."""
         return working_size(photo.height, photo.width, self.options.short_side)
@@ -168,8 +194,13 @@ class Segmenter:
         return seen
 
     def scores(self, seen: Seen) -> Tensor:
-        """[G, h, w] class scores: at the working resolution, of DSLO on the grid of the attention."""
-        options, arguments = self.options, {}
+        """[G, h, w] class scores: at the working resolution, of DSLO on the grid of the attention.
+
+        Of floss, naclip and proxyclip [P, h, w], those of the names.
+        """
+        options, recipe, arguments = self.options, self._recipe, {}
+        if options.method == "floss":
+            return floss(seen.views, self.experts, seen.image, recipe.scale, options.fusion)
         if options.method == "pixels":
             arguments = options.propagation
         elif options.uses_graph():
@@ -178,6 +209,8 @@ class Segmenter:
                 arguments["propagation"] = options.propagation
         elif options.uses_attention():
             arguments = {"attention": seen.attention, "constants": options.dslo_constants()}
+        elif recipe is not None and recipe.head == "maskclip":
+            arguments = {"scale": recipe.scale}
         return METHODS[options.method](seen.views, self.vocabulary, seen.image, **arguments)
 
     def labels(self, path: Path, clock: Stopwatch) -> tuple[Seen, np.ndarray]:
@@ -188,8 +221,14 @@ class Segmenter:
         if options.uses_attention():
             with clock("upsample + argmax"):
                 return seen, upsample_argmax(scores, seen.photo, options.dslo_constants()).numpy()
+        size = seen.photo.height, seen.photo.width
         with clock("resize + argmax"):
-            return seen, resize_argmax(scores, (seen.photo.height, seen.photo.width)).numpy()
+            if self._recipe is not None and self._recipe.head == "naclip":
+                rule = {"scale": self._recipe.scale, "threshold": self._recipe.threshold}
+                return seen, softmax_argmax(scores, self.vocabulary, size, **rule).numpy()
+            if options.method == "floss":
+                scores = best_of_groups(scores, self.vocabulary)
+            return seen, resize_argmax(scores, size).numpy()
 
     def run(
         self, path: Path, paths: OutputPaths, settings: dict[str, Any]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import ovs_kernels
+from ovs_kernels import affinity_pool
 
 from ..errors import UserError
 from .clip import attended, value_block
@@ -124,7 +124,7 @@ class ClipDinoiser(GuidedClip):
             tokens, own, guide = self._before_last_with_descriptors(images)
         features = self._to_text_space(value_block(self._blocks[-1], tokens[:, 1:]))
         features, seen = on_grid(features, own, guide, grid)
-        pooled = ovs_kernels.affinity_pool(features, seen, form="clip_dinoiser", threshold=THRESHOLD)
+        pooled = affinity_pool(features, seen, form="clip_dinoiser", threshold=THRESHOLD)
         return pooled.unflatten(1, grid)
 
     def _before_last_with_descriptors(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-import ovs_kernels
+from ovs_kernels import affinity_pool
 
 from .clip import projected_flat
 from .core import Backbone
@@ -42,5 +42,5 @@ class ProxyClip(GuidedClip):
         tokens, own = self._before_last(images)
         last = self._blocks[-1]
         values, seen = on_grid(projected_flat(last, tokens[:, 1:], "v"), own, guide, grid)
-        pooled = ovs_kernels.affinity_pool(values, seen, form="proxyclip", beta=BETA, gamma=GAMMA)
+        pooled = affinity_pool(values, seen, form="proxyclip", beta=BETA, gamma=GAMMA)
         return self._to_text_space(last.ls_1(last.attn.out_proj(pooled))).unflatten(1, grid)
