@@ -12,6 +12,7 @@ from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
+from .pamr import pamr
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
 from .templates import TemplateScores, fuse_experts, template_entropy
@@ -45,6 +46,7 @@ __all__ = [
     "lp_pixels",
     "markov_velocity",
     "merge_windows",
+    "pamr",
     "reference",
     "sinkhorn",
     "template_entropy",

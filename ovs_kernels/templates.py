@@ -180,9 +180,9 @@ def template_entropy(
     size, before argmax and entropy. Averages of neighbours have a higher entropy, so the two modes rank alike, not
     equally; "patch" takes a fraction of the time. Neither makes a [P, M, K] or [M, K, H, W] array.
 
-    NACLIP's released code interpolates the cosines and takes the softmax of the pixels (`interpolate="logits"`), and
-    lets several query words stand for one class (`groups`): the probability of a class is the largest among its
-    queries, in p_m(x, .) above, so that the probabilities of the K classes need not sum to one.
+    NACLIP's released code interpolates the cosines instead and takes the softmax of the pixels
+    (`interpolate="logits"`), and lets several query words stand for one class (`groups`): the probability of a class is
+    the largest among its queries, in p_m(x, .) above, so that the probabilities of the K classes need not sum to one.
 
     The results of several images are added: `template_entropy(a, ...) + template_entropy(b, ...)`, exactly.
 

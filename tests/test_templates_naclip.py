@@ -268,7 +268,7 @@ def test_every_instruction_set_level(isa, order):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes(device, to_device, dtype):
-    features, texts, boxes, size, _out_size, groups = case("overlap")
+    features, texts, boxes, size, _, groups = case("overlap")
     features, texts = features.to(dtype), texts.to(dtype)
     arguments = {"mode": "pixel_exact", "boxes": boxes, "size": size, "interpolate": "logits", "groups": groups}
     scores = template_entropy(to_device(features), to_device(texts), temperature=0.1, **arguments)

@@ -15,9 +15,13 @@ TemplateEntropyParams read_entropy(Fields& f) {
     p.sum_stride = f.value<int64_t>("sum_stride");
     p.num_templates = f.value<int64_t>("num_templates");
     p.num_classes = f.value<int64_t>("num_classes");
+    p.num_queries = f.value<int64_t>("num_queries");
+    p.group_first = f.pointer<const int32_t>("group_first");
+    p.group_of = f.pointer<const int32_t>("group_of");
     p.num_patches = f.value<int64_t>("num_patches");
     p.pitch = f.value<int64_t>("pitch");
     p.mano = f.value<bool>("mano");
+    p.interpolate_logits = f.value<bool>("interpolate_logits");
     p.out_height = f.value<int64_t>("out_height");
     p.out_width = f.value<int64_t>("out_width");
     p.grid_height = f.value<int64_t>("grid_height");

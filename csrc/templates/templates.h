@@ -8,7 +8,9 @@
 // A pixel's probabilities are a fixed combination of those of patches, and the combination is separable: bilinear to
 // the window, average over the windows of a grid, bilinear to the original size are one sparse matrix per axis. Source
 // rows are stretched along x for a strip of 16 pixels of all classes, once; an image row blends two of them, or more
-// where windows overlap; the numbers never leave the cache.
+// where windows overlap; the numbers never leave the cache. The other order (interpolate_logits) stretches and blends
+// logits and takes the softmax of the pixels. Several queries may belong to one class (group_first): its probability is
+// the largest of theirs.
 //
 // fuse_experts. Between four neighbouring patches (a cell) probabilities are convex combinations of the corners'. So an
 // expert that finds its own class at all corners votes everywhere in the cell, and one that finds another class j more
@@ -33,16 +35,20 @@ namespace ovs {
 constexpr int kStrip = 16;  // pixels of a row that are worked on together; part of the layout of `strip_weight`
 
 struct TemplateEntropyParams {
-    // Products <e, f> of some templates, [templates, K, pitch] dtype. Overwritten.
+    // Products <e, f> of some templates, [templates, queries, pitch] dtype. Overwritten.
     void* logits = nullptr;
-    const void* row_scale = nullptr;   // [templates, K] dtype: what products are multiplied by to be logits
+    const void* row_scale = nullptr;   // [templates, queries] dtype: what products are multiplied by to be logits
     const uint8_t* unknown = nullptr;  // [places]: 1 where a place has no probabilities; null where all have
     int64_t* counts = nullptr;         // [templates, K], added to
     int64_t* sums = nullptr;           // [2 or 5, ..] [templates, K] at distance sum_stride, added to
     int64_t sum_stride = 0;
     int64_t num_templates = 0, num_classes = 0;
-    int64_t num_patches = 0, pitch = 0;  // pitch: patches in whole strips
+    int64_t num_queries = 0;               // num_classes without groups
+    const int32_t* group_first = nullptr;  // [K + 1]: queries group_first[k] to group_first[k + 1] - 1 are of class k
+    const int32_t* group_of = nullptr;     // [queries]: their classes; null, both, where every query is a class
+    int64_t num_patches = 0, pitch = 0;    // pitch: patches in whole strips
     bool mano = false;
+    bool interpolate_logits = false;  // of pixels: logits are interpolated, not probabilities
 
     // Pixels of the original image; out_height = 0 counts patches.
     int64_t out_height = 0, out_width = 0;

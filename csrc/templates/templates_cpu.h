@@ -14,16 +14,16 @@ constexpr int64_t kLineNumbers = 16;  // workers stay out of each other's cache 
 
 template <class T>
 struct EntropyScratch {
-    T* rows;           // [workers, source rows, K, kStrip] stretched rows of a strip
-    int16_t* agreed;   // [workers, source rows] the class that all patches of a stretched row agree on, -1 for none
-    int16_t* best;     // [templates, pitch] most likely class of a patch
+    T* rows;           // [workers, source rows and one more, queries, kStrip] stretched rows of a strip; a blended one
+    int16_t* agreed;   // [workers, source rows] the query that all patches of a stretched row agree on, -1 for none
+    int16_t* best;     // [templates, pitch] most likely query of a patch
     int64_t* tallies;  // [workers, 6, K] counts and sums
     int64_t rows_stride, agreed_stride, tally_stride;
 
     EntropyScratch(const TemplateEntropyParams& p, int workers, Workspace& ws) {
         const int64_t sources = p.window_rows * p.grid_height;
         const bool pixels = p.out_height > 0;
-        rows_stride = pixels ? sources * p.num_classes * kStrip : 0;
+        rows_stride = pixels ? (sources + 1) * p.num_queries * kStrip : 0;
         agreed_stride = pixels ? round_up(sources, 4 * kLineNumbers) : 0;
         tally_stride = round_up(6 * p.num_classes, kLineNumbers);
         rows = ws.take<T>("rows", workers * rows_stride);

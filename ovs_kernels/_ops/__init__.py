@@ -104,6 +104,7 @@ from . import (  # noqa: E402
     attention,  # noqa: F401
     graph,  # noqa: F401
     markov,  # noqa: F401
+    pamr,  # noqa: F401
     pixels,  # noqa: F401
     propagate,  # noqa: F401
     templates,  # noqa: F401

@@ -335,26 +335,45 @@ NO_PIXELS = dict.fromkeys(
 )
 
 
-def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normalized, mano, counts, sums, on_cuda):
+@functools.lru_cache(maxsize=16)
+def _group_tables(groups: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Queries in the order of their classes, None if they are: the order, where each class begins, and the classes.
+
+    Kept, so that a second CUDA call copies nothing.
+    """
+    order = sorted(range(len(groups)), key=groups.__getitem__)
+    of = torch.tensor([groups[query] for query in order], dtype=torch.int32)
+    first = torch.cat((of.new_zeros(1), torch.bincount(of).cumsum(0))).to(torch.int32)
+    moved = None if order == sorted(order) else torch.tensor(order).to(device)
+    return moved, first.to(device), of.to(device)
+
+
+def _count_templates(p: EntropyPlan, features, texts, options, counts, sums, on_cuda):
     """Products of some templates at a time, each handed to the core while it is in the cache."""
+    temperature, assume_normalized, *_, mano, interpolate, groups = options
     device = features.device
+    order, fields = None, {"group_first": 0, "group_of": 0}
+    if groups is not None:
+        order, group_first, group_of = _group_tables(tuple(groups), device)
+        fields = {"group_first": group_first.data_ptr(), "group_of": group_of.data_ptr()}
     grid = tuple(features.shape[1:3]) if p.out_size else None
     unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
-    pixels = NO_PIXELS
+    fields |= NO_PIXELS
     if p.out_size is not None:
         t = tables(p.boxes, grid, p.size, p.out_size, p.compute_dtype, device)
-        pixels = _pixel_fields(p, t, grid)
+        fields |= _pixel_fields(p, t, grid)
         if on_cuda or bool(unknown.any()):
             unknown = _unknown_pixels(p, t, grid, unknown)
     pitch = math.ceil(p.num_patches / STRIP) * STRIP
     columns = torch.zeros(p.num_features, pitch, dtype=p.compute_dtype, device=device)
     columns[:, : p.num_patches] = unit.t()
     tile = CUDA_TILE if on_cuda else CPU_TILE
-    per_tile = max(1, min(p.num_templates, tile // (p.num_classes * pitch * p.compute_dtype.itemsize)))
-    logits = _native.allocate((per_tile * p.num_classes, pitch), p.compute_dtype, device)
+    per_tile = max(1, min(p.num_templates, tile // (p.num_queries * pitch * p.compute_dtype.itemsize)))
+    logits = _native.allocate((per_tile * p.num_queries, pitch), p.compute_dtype, device)
     run = _runner(ENTROPY, on_cuda, device, p.compute_dtype)
     for first in range(0, p.num_templates, per_tile):
         part = texts[first : first + per_tile]
+        part = part if order is None else part[:, order]
         rows = part.reshape(-1, p.num_features)
         if assume_normalized:  # a NaN is seen in the logits; to look for it here would cost as much as what follows
             scale = torch.full((len(rows),), 1.0 / temperature, dtype=p.compute_dtype, device=device)
@@ -371,10 +390,12 @@ def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normal
             sum_stride=p.num_templates * p.num_classes,
             num_templates=len(part),
             num_classes=p.num_classes,
+            num_queries=p.num_queries,
             num_patches=p.num_patches,
             pitch=pitch,
             mano=mano,
-            **pixels,
+            interpolate_logits=interpolate == "logits",
+            **fields,
         )
 
 
@@ -399,11 +420,11 @@ def _entropy(
     sums = counts.new_zeros(p.num_sums, *counts.shape)
     if p.empty:
         return counts, sums
-    if _native.use_reference(on_cuda, p.compute_dtype) or interpolate == "logits" or groups is not None:
+    if _native.use_reference(on_cuda, p.compute_dtype):
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
         arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
-    _count_templates(p, features, texts.contiguous(), temperature, assume_normalized, mano, counts, sums, on_cuda)
+    _count_templates(p, features, texts.contiguous(), options, counts, sums, on_cuda)
     return counts, sums
 
 

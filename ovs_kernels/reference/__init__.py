@@ -5,6 +5,7 @@ from .affinity import affinity_pool
 from .attention import attention_mean
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
+from .pamr import pamr, pamr_backward, pamr_weights
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .templates import fuse_experts, template_entropy
@@ -28,6 +29,9 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
+    "pamr",
+    "pamr_backward",
+    "pamr_weights",
     "pixel_features",
     "sinkhorn",
     "template_entropy",

@@ -112,6 +112,24 @@ inline void expect_refusal(const std::string& name, const std::function<void()>&
     throw Failure{name + " was accepted"};
 }
 
+// Parameters with another value of one member.
+template <class Params, class Member, class Value>
+Params changed(Params params, Member Params::* member, Value value) {
+    params.*member = value;
+    return params;
+}
+
+// Waits for the device; `output` must still have the bytes of fill_bytes(kUntouched).
+template <class T>
+void expect_untouched(const DeviceArray<T>& output) {
+    OVS_CUDA(cudaDeviceSynchronize());
+    const std::vector<T> values = output.to_host();
+    std::vector<T> untouched(values.size());
+    if (untouched.empty()) return;
+    std::memset(untouched.data(), kUntouched, untouched.size() * sizeof(T));
+    require(std::memcmp(values.data(), untouched.data(), values.size() * sizeof(T)) == 0, "an output was written");
+}
+
 // Runs the cases of a program, each with a line of its own.
 class Runner {
 public:
@@ -136,6 +154,27 @@ public:
 
 private:
     bool small_, failed_ = false;
+};
+
+// The cases of a program in their order; `Case` has a name, and `quick` for Runner.
+template <class Case>
+class List {
+public:
+    // The case as it is by default but for what `change` does to it.
+    template <class Change>
+    Case& add(const std::string& name, const Change& change) {
+        cases_.emplace_back();
+        cases_.back().name = name;
+        change(cases_.back());
+        return cases_.back();
+    }
+    // `check` returns a case's remark.
+    void run(Runner& runner, std::string (*check)(const Case&)) const {
+        for (const Case& c : cases_) runner(c.name, c.quick, [&c, check] { return check(c); });
+    }
+
+private:
+    std::vector<Case> cases_;
 };
 
 // `program [--small]`; returns the exit status.

@@ -413,27 +413,14 @@ std::string check_limits() {
     scale([](auto& q) { q.num_nodes = 0; }, 0)();
     run([](auto& q) { q.num_nodes = 0; }, 0)();
     run([](auto& q) { q.num_classes = 0; }, 0)();
-    OVS_CUDA(cudaDeviceSynchronize());
-    for (const float value : out.to_host()) require(std::isnan(value), "an output was written");
-    for (const float value : vector.to_host()) require(std::isnan(value), "an output was written");
+    expect_untouched(out);
+    expect_untouched(vector);
     return "refusals";
 }
 
 // The cases
 
-class Cases {
-public:
-    template <class Change>
-    void add(const std::string& name, const Change& change) {
-        list_.emplace_back();
-        list_.back().name = name;
-        change(list_.back());
-    }
-    const std::vector<Case>& list() const { return list_; }
-
-private:
-    std::vector<Case> list_;
-};
+using Cases = List<Case>;
 
 void size(Case& c, int64_t nodes, int64_t classes) {
     c.nodes = nodes;
@@ -534,7 +521,7 @@ void run_all(Runner& run) {
     add_scalings(list);
     add_rules(list);
     add_starts(list);
-    for (const Case& c : list.list()) run(c.name, c.quick, [&c] { return check(c); });
+    list.run(run, check);
     Case bad;
     for (const float value : {kNaN, kInfinity, -1.0f}) {
         bad.change_matrix = [value](std::vector<float>& a) { a[36 * 37 + 35] = value; };
