@@ -246,7 +246,11 @@ def _check_recipe(options: SegmentOptions) -> None:
             raise UserError("--top", "1 or more templates", options.top)
         if options.fusion not in FUSIONS:
             raise UserError("--fusion", " or ".join(FUSIONS), options.fusion)
-        options.ranking()
+        ranking = options.ranking()
+        if ranking.base != options.base:
+            raise UserError("--base", f"{ranking.base}, which {options.experts} is made for", options.base)
+        for name in parse_classes(options.classes, options.background):
+            ranking.class_of(name)
 
 
 def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
