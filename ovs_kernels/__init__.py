@@ -10,6 +10,7 @@ from . import reference
 from .adaptive import adaptive_conv
 from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pixels import PropagationInfo, lp_pixels
@@ -36,6 +37,7 @@ __all__ = [
     "adaptive_conv",
     "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -45,6 +47,7 @@ __all__ = [
     "lp_pixels",
     "markov_velocity",
     "merge_windows",
+    "permutohedral_filter",
     "reference",
     "sinkhorn",
     "template_entropy",

@@ -3,6 +3,7 @@
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
 from .affinity import affinity_pool
 from .attention import attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
 from .pixels import lp_pixels, pixel_features
@@ -18,6 +19,7 @@ __all__ = [
     "adaptive_conv_input_backward",
     "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -28,6 +30,7 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
+    "permutohedral_filter",
     "pixel_features",
     "sinkhorn",
     "template_entropy",
