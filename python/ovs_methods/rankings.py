@@ -198,9 +198,11 @@ class Ranking:
             if isinstance(names, Mapping) and self.identity is not None and list(names[name]) != self.names[name]:
                 wanted, got = "; ".join(names[name]), "; ".join(self.names[name])
                 raise UserError(flag, f"a ranking of the class '{wanted}'", f"{file}, where it is '{got}'")
-        unused = len(self.entries) - len({self.class_of(name, flag) for name in names})
+        used = {self.class_of(name, flag) for name in names}
+        unused = [name for name in self.entries if name not in used]
         if unused:
-            _log.warning("%s ranks %d classes that are not asked for: they took part in its entropies", file, unused)
+            also = _listed(unused)
+            _log.warning("%s also ranks %s: classes that are not asked for took part in its entropies", file, also)
 
     def class_of(self, name: str, flag: str = "--experts") -> str:
         """What the file calls a class.
@@ -219,9 +221,7 @@ class Ranking:
                     squeezed.update({_squeezed(word): known for word in words})
             if _squeezed(name) in squeezed:
                 return squeezed[_squeezed(name)]
-        classes = list(self.entries)
-        known = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
-        raise UserError(flag, f"a ranking of the class '{name}'", f"{self.source or 'one'} of {known}")
+        raise UserError(flag, f"a ranking of the class '{name}'", f"{self.source or 'one'} of {_listed(self.entries)}")
 
     def experts(self, names: Sequence[str], top: int = 4) -> list[list[int] | None]:
         """The best templates of each class.
@@ -264,6 +264,11 @@ def _different_template(wanted: Sequence[str], got: Sequence[str]) -> tuple[str,
         if one != other:
             return f"template {index}", f"'{one}'", f"'{other}'"
     return "number of templates", str(len(wanted)), str(len(got))
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any], most: int = 12) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def portable(identity: Mapping[str, Any]) -> dict[str, Any]:

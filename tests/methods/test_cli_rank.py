@@ -357,6 +357,9 @@ def test_the_command_line_says_what_is_missing(ovs, words, tmp_path):
         assert len(result.stderr.splitlines()) == 1
         assert result.stderr.startswith("ovs rank-templates: error: ")
         assert part in result.stderr
+    usage = ovs("rank-templates", "--help")
+    assert (usage.returncode, usage.stderr) == (0, "")
+    assert "ovs rank-templates photos/ --classes" in usage.stdout
 
 
 def test_a_terminal_gets_a_bar(environment, tmp_path, words):

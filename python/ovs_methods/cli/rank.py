@@ -144,12 +144,12 @@ class _RankProgress(Progress):
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `ovs rank-templates`; returns the exit status."""
-    from ..rank import summary
-
     if arguments.merge is not None:
         return _merge(arguments)
     if arguments.classes is None:
         raise UserError("--classes", "names between commas, e.g. 'cat, sofa, wall'", "none")
+    from ..rank import summary
+
     report = _rank(arguments)
     ranking = report.ranking
     if not arguments.quiet:
@@ -188,10 +188,10 @@ def _rank(arguments: argparse.Namespace) -> Any:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from ..rank import merge_rankings, summary
-
     if arguments.images or arguments.classes is not None:
         raise UserError("--merge", "no IMAGE and no --classes with it", "both")
+    from ..rank import merge_rankings, summary
+
     ranking = merge_rankings(arguments.merge, arguments.out, arguments.overwrite)
     if not arguments.quiet:
         print(f"wrote {arguments.out}: {_counted(ranking)}")
