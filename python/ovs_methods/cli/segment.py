@@ -140,8 +140,6 @@ def _add_model(segment: Any) -> None:
         "--backbone",
         metavar="NAME",
         help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
-        "dinov2-small, which is embedded)",
-        "of DINO (ViT-B-16:laion2b_s34b_b88k for text, ViT-B-16:openai for naclip and proxyclip, otherwise "
         "of DINO (for text ViT-B-16 with the tag laion2b_s34b_b88k, or openai for the features naclip and proxyclip; "
         "otherwise dinov2-small, which is embedded)",
     )
