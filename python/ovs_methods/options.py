@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .attention import DIFFUSION, SHORT_NAMES, attention_files, is_matrix
-from .backbones import DEFAULT_MODEL, EMBEDDED, LOGITS, is_clip
+from .backbones import EMBEDDED, GUIDES, check_features, default_model, is_clip
 from .backbones.dinov2 import DEFAULT_LAYER
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
@@ -58,10 +58,14 @@ class SegmentOptions:
         top: templates that are experts for a class, at most.
         fusion: one of FUSIONS.
         short_side: of the working resolution; None is that of the recipe, 448 without one.
-        backbone: name of the backbone; None is that of the recipe, else CLIP for text and the embedded one for the
-            rest.
+        backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
+            methods in RECIPES, and the embedded one for the rest.
         weights: its local file.
-        logits: what becomes of CLIP's last block, `maskclip` or `kk`; None is `kk` for DSLO, else `maskclip`.
+        features: how CLIP's patches become features, one of FEATURES; None is that of the recipe, else `kk` for DSLO
+            and `maskclip` for the rest.
+        guide: the model that `clip-dinoiser` and `proxyclip` ask which patches look alike; None is that of GUIDES.
+        guide_weights: its local file.
+        projection: the checkpoint of CLIP-DINOiser, instead of a guide.
         graph_backbone: whose features LPOSS's graph compares; None is DINO for CLIP and the backbone itself
             for the rest.
         graph_weights: its local file.
@@ -72,6 +76,7 @@ class SegmentOptions:
         layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
         overwrite: redo what is there already.
+        loaded_ranking: what is in `experts`; set by `resolved`.
     """
 
     images: list[str]
@@ -97,7 +102,10 @@ class SegmentOptions:
     short_side: int | None = None
     backbone: str | None = None
     weights: str | None = None
-    logits: str | None = None
+    features: str | None = None
+    guide: str | None = None
+    guide_weights: str | None = None
+    projection: str | None = None
     graph_backbone: str | None = None
     graph_weights: str | None = None
     attention: str | None = None
@@ -106,6 +114,7 @@ class SegmentOptions:
     layer: int = DEFAULT_LAYER
     threads: int | None = None
     overwrite: bool = False
+    loaded_ranking: "Ranking | None" = None
 
     def resolved(self) -> "SegmentOptions":
         """With everything that None leaves open.
@@ -116,32 +125,48 @@ class SegmentOptions:
         text = self.classes is not None
         method = self.method or ("lposs+" if text else "pixels")
         base = self.base
-        if method == "floss" and base is None:
-            base = self.ranking().base
+        ranking = self.ranking() if method == "floss" else None
+        if ranking is not None and base is None:
+            base = ranking.base
         recipe = RECIPES.get(base if method == "floss" else method)
-        backbone = self.backbone or (recipe.backbone if recipe else DEFAULT_MODEL if text else EMBEDDED)
+        features, guide = self.features, self.guide
+        if features is None and recipe is not None:
+            features = recipe.features
+        backbone = self.backbone
+        if backbone is None:
+            backbone = default_model(features) if text or recipe is not None else EMBEDDED
         graph = self.graph_backbone
         if graph is None:
             graph = "dino_vitb16" if text else backbone
         attention = self.attention or (DIFFUSION if text else backbone)
-        logits = self.logits
-        if logits is None and is_clip(backbone):
-            logits = recipe.features if recipe else LOGITS[1] if method in ATTENTION_METHODS else LOGITS[0]
+        if features is None and is_clip(backbone):
+            features = "kk" if method in ATTENTION_METHODS else "maskclip"
+        if guide is None and self.projection is None and is_clip(backbone):
+            guide = GUIDES.get(features)
         return dataclasses.replace(
             self,
             method=method,
             base=base,
+            loaded_ranking=ranking,
             short_side=self.short_side or (recipe.short_side if recipe else SHORT_SIDE),
             backbone=backbone,
-            logits=logits,
+            features=features,
+            guide=guide,
             graph_backbone=graph,
             attention=SHORT_NAMES.get(attention, attention),
         )
 
+    def clip(self) -> dict[str, str | None]:
+        """Arguments of `load_backbone` that say how CLIP's patches become features."""
+        names = ("features", "guide", "guide_weights", "projection")
+        return {name: getattr(self, name) for name in names}
+
     def ranking(self) -> "Ranking":
-        """The ranking that floss takes its experts from."""
+        """The ranking that floss takes its experts from; read once, as its notes are said once."""
         from .rankings import load_ranking
 
+        if self.loaded_ranking is not None:
+            return self.loaded_ranking
         if self.experts is None:
             raise UserError("--method floss", "--experts FILE, a ranking by ovs rank-templates", "none")
         return load_ranking(Path(self.experts))
@@ -275,6 +300,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
     _check_recipe(options)
+    check_features(options.backbone, **options.clip())
     parse_windows(options.windows())
     if options.uses_attention():
         _check_dslo(options, images)
@@ -294,7 +320,7 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
     """Everything but the image that decides the result; stored in the JSON, compared on resuming."""
     text = parse_classes(options.classes, options.background) if options.classes is not None else None
     graph, attends = options.uses_graph(), options.uses_attention()
-    weights = [options.weights, options.graph_weights if graph else None]
+    weights = [options.weights, options.graph_weights if graph else None, options.guide_weights, options.projection]
     attention = {}
     if attends:
         files = attention_files(options.attention, options.attention_weights)
@@ -323,7 +349,8 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "classes": text,
         "short_side": options.short_side,
         "backbones": [options.backbone, options.graph_backbone if graph else None],
-        "logits": options.logits,
+        "features": options.features,
+        "guide": options.guide,
         "weights": [file_identity(Path(file)) if file and Path(file).is_file() else file for file in weights],
         "layer": options.layer,
     }

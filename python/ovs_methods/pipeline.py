@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import Attention, AttentionSource, BackboneAttention, load_attention
-from .backbones import MaskClip, load_backbone
+from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .images import read_photo, resize_argmax, to_tensor, working_size
@@ -104,7 +104,7 @@ class Segmenter:
     def _load_models(self) -> None:
         options = self.options
         shared = {"layer": options.layer, "threads": options.threads}
-        self.backbone = load_backbone(options.backbone, options.weights, logits=options.logits, **shared)
+        self.backbone = load_backbone(options.backbone, options.weights, **options.clip(), **shared)
         self.graph_backbone = None
         if options.uses_graph() and options.graph_backbone != options.backbone:
             flag = "--graph-weights"
@@ -114,9 +114,9 @@ class Segmenter:
             same = options.attention == options.backbone and options.attention_weights in (None, options.weights)
             self.attention = load_attention(
                 options.attention,
-                options.attention_weights,
+                options.weights if same else options.attention_weights,
                 layer=options.attention_layer,
-                backbone=self.backbone if same else None,
+                backbone=self.backbone if same and isinstance(self.backbone, AttentiveBackbone) else None,
                 threads=options.threads,
             )
 
@@ -138,7 +138,7 @@ class Segmenter:
     def _text_examples(self, classes: dict[str, list[str]]) -> list[ClassExamples]:
         """The classes by text; for floss also the experts, `self.experts`."""
         options = self.options
-        if not isinstance(self.backbone, MaskClip):
+        if not isinstance(self.backbone, TextBackbone):
             raise UserError("--classes", "a CLIP backbone, which reads text", f"'{options.backbone}'")
         templates = load_templates(options.templates)
         embeddings = template_embeddings(self.backbone, all_names(classes), templates)

