@@ -72,6 +72,7 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     m.def("advise_huge_pages", &ovs::bindings::advise_huge_pages, py::arg("address"), py::arg("num_bytes"));
     ovs::bindings::bind_adaptive(m);
     ovs::bindings::bind_attention(m);
+    ovs::bindings::bind_crf(m);
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_markov(m);
     ovs::bindings::bind_pixels(m);
