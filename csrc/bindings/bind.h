@@ -145,6 +145,7 @@ void bind(py::module_& m, const char* name, Reader<P> read, std::size_t (*bytes)
 void bind_adaptive(py::module_& m);
 void bind_affinity(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_crf(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_markov(py::module_& m);
 void bind_pixels(py::module_& m);

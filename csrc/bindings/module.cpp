@@ -73,6 +73,7 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     ovs::bindings::bind_adaptive(m);
     ovs::bindings::bind_affinity(m);
     ovs::bindings::bind_attention(m);
+    ovs::bindings::bind_crf(m);
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_markov(m);
     ovs::bindings::bind_pixels(m);
