@@ -148,6 +148,7 @@ void bind_attention(py::module_& m);
 void bind_crf(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_markov(py::module_& m);
+void bind_pamr(py::module_& m);
 void bind_pixels(py::module_& m);
 void bind_propagate(py::module_& m);
 void bind_templates(py::module_& m);
