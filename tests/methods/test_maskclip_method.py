@@ -192,7 +192,7 @@ def test_every_pair_is_encoded_once(clip, clip_folder, tmp_path):
     more = template_embeddings(counting, ["cat", "fox"], ["a {}", templates[1]], tmp_path)
     assert counting.prompts[4:] == ["a cat", "a fox", "fox in the fog"]
     assert torch.equal(more[1, 0], found[1, 0])
-    other = Counting(MaskClip(f"local-dir:{clip_folder}", logits="kk"))  # the same text tower
+    other = Counting(MaskClip(f"local-dir:{clip_folder}", features="kk"))  # the same text tower
     assert torch.equal(template_embeddings(other, ["cat", "dog", "cat"], templates, tmp_path), found)
     assert other.prompts == []
 

@@ -21,6 +21,7 @@ GROUPS = [0, 0, 0, 1, 2, 2, 3]
 
 @pytest.fixture(scope="module")
 def clip(clip_folder):
+    """With the features of MaskCLIP: without a residual, random weights make patches that are all alike."""
     return MaskClip(f"local-dir:{clip_folder}")
 
 
