@@ -132,22 +132,15 @@ def test_the_numbers_are_those_of_the_published_step(options, photos, clip_folde
         assert sorted(entry.entropy for entry in entries) == [entry.entropy for entry in entries]
 
 
-def test_one_photo_to_a_file_and_a_summary(ovs, tmp_path, words, options, monkeypatch):
-    words[1] = "photos/2.png"
-    result = ovs(*words, "--out", "experts.json", "--dataset", "one photo")
-    assert (result.returncode, result.stderr) == (0, "")
-    ranking = load_ranking(tmp_path / "experts.json")
-    assert (ranking.images, ranking.dataset, list(ranking.entries)) == (1, "one photo", ["cat", "sofa", "wall"])
-    assert ranking.templates == PROMPTS
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["experts.json", "photos", "prompts.txt"]
-    for name, entries in ranking.entries.items():
-        for entry in entries[:4]:
-            assert f"entropy {entry.entropy:.4f}  {PROMPTS[entry.template]}" in result.stdout
-        assert f"\n{name}: " in result.stdout
+def test_a_ranking_that_is_there_is_kept(tmp_path, options, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same = {"images": ["photos/2.png"], "out": Path("experts.json")}
+    report = rank_templates(options(**same, dataset="one photo"))
+    assert (report.complete, report.ranking.images, report.ranking.dataset) == (False, 1, "one photo")
     made = (tmp_path / "experts.json").read_bytes()
-    assert rank_templates(options(**same, dataset="one photo")).complete
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["experts.json", "photos", "prompts.txt"]
+    again = rank_templates(options(**same, dataset="one photo"))
+    assert (again.complete, again.ranking.entries) == (True, report.ranking.entries)
     wanted = "--out: expected a new file, or a ranking whose dataset is others, got experts.json with one photo; --ov"
     with pytest.raises(UserError, match=wanted):
         rank_templates(options(**same, dataset="others"))
@@ -362,7 +355,7 @@ def test_the_command_line_says_what_is_missing(ovs, words, tmp_path):
     assert "ovs rank-templates photos/ --classes" in usage.stdout
 
 
-def test_a_terminal_gets_a_bar(environment, tmp_path, words):
+def test_a_terminal_gets_a_bar_and_a_summary(environment, tmp_path, words):
     pytest.importorskip("rich")
     main, side = pty.openpty()
     command = [sys.executable, "-m", "ovs_methods", *map(str, words), "--mode", "patch", "--out", "experts.json"]
@@ -382,5 +375,11 @@ def test_a_terminal_gets_a_bar(environment, tmp_path, words):
     assert b"ranking" in shown
     assert b"7/7" in shown
     assert b"images/s" in shown
-    assert "wrote experts.json: 7 images" in out
+    assert "wrote experts.json: 7 images, 5 templates, 3 classes\n" in out
     assert "[1/7]" not in out
+    ranking = load_ranking(tmp_path / "experts.json")
+    assert list(ranking.entries) == ["cat", "sofa", "wall"]
+    for name, entries in ranking.entries.items():
+        assert f"\n{name}: " in out
+        for rank, entry in enumerate(entries[:4], 1):
+            assert f"\n  {rank}  entropy {entry.entropy:.4f}  {PROMPTS[entry.template]}" in out
