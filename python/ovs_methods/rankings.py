@@ -216,7 +216,8 @@ class Ranking:
             return name
         if self.identity is None:
             squeezed = {_squeezed(known): known for known in self.entries}
-            for known, words in _VOC_WORDS.items():
+            voc = _VOC_WORDS if (self.base, self.dataset) == ("naclip", "pascalvoc20") else {}
+            for known, words in voc.items():
                 if known in self.entries:
                     squeezed.update({_squeezed(word): known for word in words})
             if _squeezed(name) in squeezed:
@@ -421,6 +422,11 @@ def _ours(document: Any, path: Path, flag: str) -> Ranking:
     mode, metric = _field(document, "mode", str), _field(document, "metric", str)
     _need(mode in ("pixel_exact", "patch") and metric in METRICS, f"'mode' is {mode} and 'metric' {metric}")
     total = _field(document, "total_pixels" if mode == "pixel_exact" else "total_patches", int)
+    scores = _scores(_field(document, "sums", dict), total, (len(templates), len(names)), metric)
+    entries = {name: _entries(classes[name], name, len(templates)) for name in names}
+    for k, (name, share) in enumerate(zip(names, scores.percentage.T.tolist(), strict=True)):
+        same = all(math.isclose(entry.percentage, share[entry.template], rel_tol=1e-9) for entry in entries[name])
+        _need(same, f"the percentages of class '{name}' are not those of column {k} of the counts")
     return Ranking(
         base=_field(document, "base", str),
         identity=_field(document, "model", dict),
@@ -428,8 +434,8 @@ def _ours(document: Any, path: Path, flag: str) -> Ranking:
         names=names,
         images=images,
         mode=mode,
-        entries={name: _entries(classes[name], name, len(templates)) for name in names},
-        scores=_scores(_field(document, "sums", dict), total, (len(templates), len(names)), metric),
+        entries=entries,
+        scores=scores,
         dataset=_field(document, "dataset", maybe_text),
         metric=metric,
         windows=_field(document, "windows", maybe_text),

@@ -197,9 +197,21 @@ def stop_after(count):
     return watch
 
 
+def test_an_interruption_after_any_photo_changes_nothing(options, photos, tmp_path):
+    (photos / "4.png").write_bytes(b"no image")
+    rank_templates(options(mode="patch"))
+    for count in (1, 4, 5, 7):
+        out = tmp_path / f"{count}.json"
+        with pytest.raises(KeyboardInterrupt):
+            rank_templates(options(mode="patch", out=out), stop_after(count))
+        assert rank_templates(options(mode="patch", out=out)).resumed == count
+        assert out.read_bytes() == options().out.read_bytes()
+
+
 @pytest.mark.parametrize("mode", ["pixel_exact", "patch"])
 @pytest.mark.parametrize("metric", ["entropy", "probability", "mano"])
-def test_shards_are_the_whole_in_any_order(options, ovs, tmp_path, mode, metric):
+def test_shards_are_the_whole_in_any_order(options, photos, tmp_path, mode, metric):
+    (photos / "5.png").write_bytes(b"no image")
     if metric == "mano" and mode != "patch":
         with pytest.raises(UserError, match="--metric: expected --mode patch"):
             rank_templates(options(mode=mode, metric=metric))

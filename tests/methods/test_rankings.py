@@ -204,6 +204,7 @@ DAMAGES = {
     "many": (damaged(lambda d: d["sums"]["counts"][0].__setitem__(0, 5)), "more places are counted than the 4"),
     "huge": (damaged(lambda d: d["sums"]["entropy"][0].__setitem__(0, 2**200)), "'entropy' is no table"),
     "sum": (damaged(lambda d: d["sums"].update(other=d["sums"]["counts"])), "the sums are wrong"),
+    "sorted": (damaged(lambda d: d.update(names=dict(reversed(d["names"].items())))), "of class 'sofa' are not those"),
     "mode": (damaged(lambda d: d.update(mode="fast")), "'mode' is fast"),
     "keys": (damaged(lambda d: d["keys"].pop()), "'keys' are not those of 2 images"),
 }
@@ -273,6 +274,9 @@ def test_a_published_ranking_loads(published, caplog):
     assert found.experts(["aeroplane", "Boat", "ship", "tv monitor"]) == [[73, 18], [76], [76], None]
     assert found.experts(["aeroplane"], 1) == [[73]]
     found.check({"model": "anything"}, "naclip", found.templates, ["aeroplane", "ship", "screen"])
+    others = published(lambda document: document.update(dataset="ade20k"))
+    with pytest.raises(UserError, match="the class 'ship'"):
+        others.class_of("ship")
     for base, templates, names, part in (
         ("maskclip", found.templates, ["boat"], "for maskclip, got"),
         ("naclip", found.templates[:4], ["boat"], "number of templates: 4"),
