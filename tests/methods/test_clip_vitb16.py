@@ -42,9 +42,15 @@ def window(chelsea):
     return to_tensor(read_photo(chelsea), (300, 451))[None, :, 40:264, 60:284]
 
 
-def check(found, expected):
+def check(found, expected, guide=None, form=""):
+    """With a guide, but for the few patches where rounding decides on which side of the threshold a pair is."""
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    wrong = (found - expected).abs().amax(-1) > 2e-5 * expected.abs().max()
+    if guide is not None:
+        unclear = literal.undecided(guide, form)
+        assert unclear.float().mean() < 0.05
+        wrong &= ~unclear
+    assert not wrong.any()
 
 
 def test_naclip(open_clip, clip, window):
@@ -58,15 +64,15 @@ def test_clip_dinoiser(open_clip, timm, clip, guide, window):
     found = load_backbone(f"local-dir:{clip}", **form).dense(window)
     assert found.shape == (1, 28, 28, 512)
     plain = literal.on_guide(literal.maskclip(open_clip, clip, window), (28, 28))
-    check(found, literal.weighted_pool(plain, literal.dino(timm, GUIDE, guide, window, "values")))
+    values = literal.dino(timm, GUIDE, guide, window, "values")
+    check(found, literal.weighted_pool(plain, values), values, "clip-dinoiser")
 
 
 def test_clip_dinoiser_with_its_projection(open_clip, clip, window, tmp_path):
     torch.manual_seed(11)
     conv = nn.Conv2d(768, 256, 3, padding=1, padding_mode="replicate").requires_grad_(False)
-    torch.save(
-        {"model_state_dict": {f"obj_proj.{key}": part for key, part in conv.state_dict().items()}}, tmp_path / "p"
-    )
+    state = {f"obj_proj.{key}": part for key, part in conv.state_dict().items()}
+    torch.save({"model_state_dict": state}, tmp_path / "p")
     found = load_backbone(f"local-dir:{clip}", features="clip-dinoiser", projection=str(tmp_path / "p")).dense(window)
     visual, grid = literal.image_tower(open_clip, clip, window)
     seen = []
@@ -74,7 +80,7 @@ def test_clip_dinoiser_with_its_projection(open_clip, clip, window, tmp_path):
     visual.transformer.resblocks[-1].attn.register_forward_hook(literal.values_only, with_kwargs=True)
     plain = literal.patches_of(visual, window).reshape(1, *grid, -1)
     descriptors = conv(seen[0][:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    check(found, literal.weighted_pool(plain, descriptors))
+    check(found, literal.weighted_pool(plain, descriptors), descriptors, "clip-dinoiser")
 
 
 def test_proxyclip(open_clip, timm, clip, guide, window):
@@ -82,4 +88,4 @@ def test_proxyclip(open_clip, timm, clip, guide, window):
     found = load_backbone(f"local-dir:{clip}", **form).dense(window)
     assert found.shape == (1, 28, 28, 512)
     tokens = literal.dino(timm, GUIDE, guide, window, "tokens")
-    check(found, literal.proxy(open_clip, clip, window, tokens))
+    check(found, literal.proxy(open_clip, clip, window, tokens), tokens, "proxyclip")
