@@ -58,8 +58,8 @@ class SegmentOptions:
         top: templates that are experts for a class, at most.
         fusion: one of FUSIONS.
         short_side: of the working resolution; None is that of the recipe, 448 without one.
-        backbone: name of the backbone; None is that of the recipe, else for text the CLIP that `features` was published
-            with, and the embedded one for the rest.
+        backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
+            methods in RECIPES, and the embedded one for the rest.
         weights: its local file.
         features: how CLIP's patches become features, one of FEATURES; None is that of the recipe, else `kk` for DSLO
             and `maskclip` for the rest.
@@ -76,6 +76,7 @@ class SegmentOptions:
         layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
         overwrite: redo what is there already.
+        loaded_ranking: what is in `experts`; set by `resolved`.
     """
 
     images: list[str]
@@ -113,6 +114,7 @@ class SegmentOptions:
     layer: int = DEFAULT_LAYER
     threads: int | None = None
     overwrite: bool = False
+    loaded_ranking: "Ranking | None" = None
 
     def resolved(self) -> "SegmentOptions":
         """With everything that None leaves open.
@@ -123,25 +125,29 @@ class SegmentOptions:
         text = self.classes is not None
         method = self.method or ("lposs+" if text else "pixels")
         base = self.base
-        if method == "floss" and base is None:
-            base = self.ranking().base
+        ranking = self.ranking() if method == "floss" else None
+        if ranking is not None and base is None:
+            base = ranking.base
         recipe = RECIPES.get(base if method == "floss" else method)
+        features, guide = self.features, self.guide
+        if features is None and recipe is not None:
+            features = recipe.features
         backbone = self.backbone
         if backbone is None:
-            backbone = recipe.backbone if recipe else default_model(self.features) if text else EMBEDDED
+            backbone = default_model(features) if text or recipe is not None else EMBEDDED
         graph = self.graph_backbone
         if graph is None:
             graph = "dino_vitb16" if text else backbone
         attention = self.attention or (DIFFUSION if text else backbone)
-        features, guide = self.features, self.guide
         if features is None and is_clip(backbone):
-            features = recipe.features if recipe else "kk" if method in ATTENTION_METHODS else "maskclip"
+            features = "kk" if method in ATTENTION_METHODS else "maskclip"
         if guide is None and self.projection is None and is_clip(backbone):
             guide = GUIDES.get(features)
         return dataclasses.replace(
             self,
             method=method,
             base=base,
+            loaded_ranking=ranking,
             short_side=self.short_side or (recipe.short_side if recipe else SHORT_SIDE),
             backbone=backbone,
             features=features,
@@ -156,9 +162,11 @@ class SegmentOptions:
         return {name: getattr(self, name) for name in names}
 
     def ranking(self) -> "Ranking":
-        """The ranking that floss takes its experts from."""
+        """The ranking that floss takes its experts from; read once, as its notes are said once."""
         from .rankings import load_ranking
 
+        if self.loaded_ranking is not None:
+            return self.loaded_ranking
         if self.experts is None:
             raise UserError("--method floss", "--experts FILE, a ranking by ovs rank-templates", "none")
         return load_ranking(Path(self.experts))
@@ -246,7 +254,11 @@ def _check_recipe(options: SegmentOptions) -> None:
             raise UserError("--top", "1 or more templates", options.top)
         if options.fusion not in FUSIONS:
             raise UserError("--fusion", " or ".join(FUSIONS), options.fusion)
-        options.ranking()
+        ranking = options.ranking()
+        if ranking.base != options.base:
+            raise UserError("--base", f"{ranking.base}, which {options.experts} is made for", options.base)
+        for name in parse_classes(options.classes, options.background):
+            ranking.class_of(name)
 
 
 def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:

@@ -144,7 +144,7 @@ class Segmenter:
         embeddings = template_embeddings(self.backbone, all_names(classes), templates)
         if options.method == "floss":
             ranking = options.ranking()
-            ranking.check(self.backbone.identity, options.base, templates, list(classes))
+            ranking.check(self.backbone.identity, options.base, templates, classes)
             experts = ranking.experts(list(classes), options.top)
             unused = [name for name, chosen in zip(classes, experts, strict=True) if chosen is None]
             if unused and self._recipe.renormalize:

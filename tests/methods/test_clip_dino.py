@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("PIL")
 
-import clip_literal as literal
-from clip_literal import images
+import tower_literal as literal
 from ovs_methods.attention import load_attention
 from ovs_methods.backbones import DinoValues, MaskClip, is_clip, load_backbone
 from ovs_methods.errors import MissingDependency, UserError
+from tower_literal import images
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from torch import nn
 
 pytest.importorskip("PIL")
 
-import clip_literal as literal
-from clip_literal import images
+import tower_literal as literal
 from ovs_methods.backbones import AttentiveBackbone, ClipDinoiser, DinoV2, TextBackbone, load_backbone
 from ovs_methods.errors import UserError
 from ovs_methods.images import to_tensor
 from PIL import Image
+from tower_literal import images
 
 TINY = "vit_tiny_patch16_224"
 FEATURES = "clip-dinoiser"

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("PIL")
 
-import clip_literal as literal
+import tower_literal as literal
 from ovs_methods.backbones import load_backbone
 from ovs_methods.images import read_photo, to_tensor
 

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("PIL")
 
-import clip_literal as literal
-from clip_literal import images
+import tower_literal as literal
 from ovs_methods.backbones import AttentiveBackbone, TextBackbone, load_backbone, maskclip
+from tower_literal import images
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (16, 208)])

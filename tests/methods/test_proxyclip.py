@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("PIL")
 
-import clip_literal as literal
-from clip_literal import images
+import tower_literal as literal
 from ovs_methods.backbones import DinoTokens, DinoV2, DinoValues, load_backbone
 from ovs_methods.errors import UserError
 from ovs_methods.images import read_photo, to_tensor
+from tower_literal import images
 
 TINY = "vit_tiny_patch16_224"
 

@@ -45,6 +45,9 @@ examples:
   ovs segment cat.jpg --point cat:210,140 --point sofa:30,40 --method dslo-mv --out results
       the embedded backbone's own attention; for text Stable Diffusion's, or --attention clip, FILE, ...
 
+  ovs segment cat.jpg --classes "cat, sofa" --background voc --method floss --experts ranking.json --out results
+      the ranking comes from ovs rank-templates, on any photos without labels
+
 written to --out for photo.jpg:
   photo_labels.png    palette PNG, pixel values are class ids
   photo_overlay.png   the photo, the overlay and a legend
@@ -93,6 +96,11 @@ def _add_classes(segment: Any) -> None:
         metavar="WORDS",
         help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas",
     )
+    classes.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="for --classes, prompts that the names are put into: one per line, with one {} (the 80 of open_clip)",
+    )
     classes.add_argument("--points-on", metavar="IMAGE", help="the photo the points are in (the only IMAGE)")
     classes.add_argument(
         "--exemplar",
@@ -123,7 +131,9 @@ def _add_classes(segment: Any) -> None:
 def _add_model(segment: Any) -> None:
     model = segment.add_argument_group("model")
     model.add_argument(
-        "--size", type=integer(14, 4096), default=448, help="short side at which photos are looked at (448)"
+        "--size",
+        type=integer(14, 4096),
+        help="short side at which photos are looked at (448; 336 for naclip and proxyclip)",
     )
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
@@ -158,10 +168,35 @@ def _add_dslo(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--nms", choices=("class_softmax", "minmax"), help="what confidence is (preset)")
     group.add_argument("--theta", type=number, help="confidence below which a patch is suppressed (preset)")
-    group.add_argument("--scale", type=number, help="of the cosines before the softmax (preset)")
+    group.add_argument(
+        "--scale", type=number, help="of the cosines before the softmax; of the CLIP family too (preset)"
+    )
     group.add_argument("--epsilon", type=number, help="entropic regularisation of dslo-op (preset)")
-    group.add_argument("--threshold", type=number, help="share of the mass that has arrived, of dslo-mv (preset)")
+    group.add_argument(
+        "--threshold",
+        type=number,
+        help="share of the mass that has arrived, of dslo-mv (preset); of naclip and proxyclip the probability below "
+        "which a pixel is of the first class (0.1 if that is called background, else 0)",
+    )
     group.add_argument("--temperature", type=number, help="of the attention, of dslo-mv (preset)")
+
+
+def _add_floss(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("floss (ovs_kernels.fuse_experts)")
+    group.add_argument("--experts", metavar="FILE", help="ranking of ovs rank-templates, or one that FLOSS published")
+    group.add_argument(
+        "--base",
+        choices=("maskclip", "naclip", "clip-dinoiser", "proxyclip"),
+        help="the method whose features and head are used (that of the ranking)",
+    )
+    group.add_argument("--top", type=integer(1, 1000), default=4, metavar="N", help="experts of a class at most (4)")
+    group.add_argument(
+        "--fusion",
+        choices=("highest", "default_on_conflict", "average_conflicting", "average"),
+        default="highest",
+        help="what becomes of a pixel that several experts claim: the surest one, all templates, the mean of "
+        "those that claim it; or the mean of all experts everywhere (highest)",
+    )
 
 
 def add(commands: Any) -> None:
@@ -177,15 +212,20 @@ def add(commands: Any) -> None:
     _add_classes(segment)
     segment.add_argument(
         "--method",
-        choices=("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
+        choices=(
+            *("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
+            *("maskclip", "naclip", "clip-dinoiser", "proxyclip", "floss"),
+        ),
         help="bare patches, refined by pixels, by patches, by both, or carried by the self-attention of a model "
-        "along an optimal path or by a Markov chain (lposs+ for text, otherwise pixels)",
+        "along an optimal path or by a Markov chain; the baselines of the CLIP family; or FLOSS, each class by its "
+        "best templates (lposs+ for text, otherwise pixels)",
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
     _add_model(segment)
     add_patch_stage(segment)
     _add_dslo(segment)
+    _add_floss(segment)
     add_propagation(segment)
     add_common(segment)
 
@@ -209,11 +249,17 @@ def run(arguments: argparse.Namespace) -> int:
         prototypes=arguments.prototypes,
         classes=arguments.classes,
         background=arguments.background,
+        templates=arguments.templates,
         method=arguments.method,
         propagation=propagation(arguments),
         preset=arguments.preset,
         constants=constants(arguments),
         dslo=_dslo(arguments),
+        recipe={"scale": arguments.scale, "threshold": arguments.threshold},
+        base=arguments.base,
+        experts=arguments.experts,
+        top=arguments.top,
+        fusion=arguments.fusion,
         short_side=arguments.size,
         backbone=arguments.backbone,
         weights=arguments.weights,

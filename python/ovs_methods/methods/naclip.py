@@ -8,7 +8,7 @@ from torch import Tensor
 from ..images import resized_bands
 from ..vocabulary import Vocabulary
 from ..windows import View
-from .coarse import best_of_groups, embedding_scores
+from .coarse import embedding_scores
 
 
 def naclip(views: Sequence[View], vocabulary: Vocabulary, image: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def softmax_argmax(
         p(x, .) = softmax over the names of scale * resized scores      q(x, g) = max of p(x, j) over the names of g
         label   = argmax_g q(x, g), and 0 where q(x, label) < threshold
 
-    The argmax is taken of the scores, which order the names as their probabilities do. Works in bands of rows: no
+    The best name is taken of the scores, which order the names as their probabilities do. Works in bands of rows: no
     array of all names at all pixels of the photo is made.
 
     Args:
@@ -48,11 +48,15 @@ def softmax_argmax(
     Returns:
         [H, W] int64, the smallest index where classes tie.
     """
+    groups = torch.tensor(vocabulary.groups)
+    order = groups.argsort(stable=True)  # where names tie, the first one is then of the first class
+    scores, groups = scores[order], groups[order]
     labels = torch.empty(size, dtype=torch.int64)
     for top, bottom, band in resized_bands(scores, size):
-        best, found = best_of_groups(band, vocabulary).max(0)
+        best, index = band.max(0)
+        found = groups[index]
         if threshold > 0:
-            share = torch.exp(scale * best - torch.logsumexp(scale * band, 0))
+            share = band.sub_(best).mul_(scale).exp_().sum(0).reciprocal_()
             found = torch.where(share < threshold, 0, found)
         labels[top:bottom] = found
     return labels

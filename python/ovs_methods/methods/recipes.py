@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..backbones import default_model
 from ..errors import UserError
 
 
@@ -16,7 +17,6 @@ class Recipe:
         features: what becomes of CLIP's last block, as `load_backbone` takes it.
         head: "maskclip", probabilities of the patches are averaged over windows, or "naclip", cosines are, and become
             probabilities at the pixels of the photo.
-        backbone: the CLIP of the published numbers.
         windows: as `parse_windows` reads it.
         short_side: of the working resolution.
         scale: of the cosines before the softmax.
@@ -26,17 +26,20 @@ class Recipe:
 
     features: str
     head: str
-    backbone: str
     windows: str
     short_side: int
     scale: float
     threshold: float = 0.0
     renormalize: bool = False
 
+    @property
+    def backbone(self) -> str:
+        """The CLIP that the features were published with."""
+        return default_model(self.features)
 
-_LAION, _OPENAI = "ViT-B-16:laion2b_s34b_b88k", "ViT-B-16:openai"
-_MASKCLIP = Recipe("maskclip", "maskclip", _LAION, "448/224", 448, 100.0)
-_NACLIP = Recipe("naclip", "naclip", _OPENAI, "224/112", 336, 40.0, threshold=0.1, renormalize=True)
+
+_MASKCLIP = Recipe("maskclip", "maskclip", "448/224", 448, 100.0)
+_NACLIP = Recipe("naclip", "naclip", "224/112", 336, 40.0, threshold=0.1, renormalize=True)
 RECIPES = {
     "maskclip": _MASKCLIP,
     "naclip": _NACLIP,
