@@ -10,6 +10,7 @@ from . import reference
 from .adaptive import adaptive_conv
 from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
 from .pamr import pamr
@@ -37,6 +38,7 @@ __all__ = [
     "adaptive_conv",
     "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -47,6 +49,7 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "pamr",
+    "permutohedral_filter",
     "reference",
     "sinkhorn",
     "template_entropy",

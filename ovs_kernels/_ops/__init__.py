@@ -102,6 +102,7 @@ from . import (  # noqa: E402
     adaptive,  # noqa: F401
     affinity,  # noqa: F401
     attention,  # noqa: F401
+    crf,  # noqa: F401
     graph,  # noqa: F401
     markov,  # noqa: F401
     pamr,  # noqa: F401

@@ -3,6 +3,7 @@
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
 from .affinity import affinity_pool
 from .attention import attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
 from .pamr import pamr, pamr_backward, pamr_weights
@@ -19,6 +20,7 @@ __all__ = [
     "adaptive_conv_input_backward",
     "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -32,6 +34,7 @@ __all__ = [
     "pamr",
     "pamr_backward",
     "pamr_weights",
+    "permutohedral_filter",
     "pixel_features",
     "sinkhorn",
     "template_entropy",

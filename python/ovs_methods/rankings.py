@@ -183,14 +183,15 @@ class Ranking:
         if base != self.base:
             raise UserError(flag, f"a ranking for {base}", f"{file}, made for {self.base}")
         if self.identity is not None:
-            different = difference({"model": _plain(identity)}, {"model": self.identity})
+            model = portable(identity)
+            different = difference({"identity": model}, {"identity": self.identity})
             if different:
                 what, wanted, got = different
-                model, other = identity.get("model"), self.identity.get("model")
-                wanted = f"a ranking made with {model} ({what}: {wanted})"
-                raise UserError(flag, wanted, f"{file}, made with {other} ({what}: {got})")
+                wanted = f"a ranking made with {model.get('model')} ({what}: {wanted})"
+                raise UserError(flag, wanted, f"{file}, made with {self.identity.get('model')} ({what}: {got})")
         if list(templates) != self.templates:
-            raise UserError(flag, *_template_difference(list(templates), self.templates, file))
+            what, wanted, got = _different_template(list(templates), self.templates)
+            raise UserError(flag, f"a ranking of the same templates ({what}: {wanted})", f"{file} ({what}: {got})")
         for name in names:
             self.class_of(name, flag)
             if isinstance(names, Mapping) and self.identity is not None and list(names[name]) != self.names[name]:
@@ -242,22 +243,35 @@ def difference(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> tuple[str, 
     """The first setting that differs: what it is, and the two values; None if all are equal."""
     for key in dict.fromkeys([*wanted, *got]):
         one, other = wanted.get(key), got.get(key)
-        if one == other:
-            continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            if list(one) != list(other) and key == "names":
-                return "classes", _short(", ".join(one)), _short(", ".join(other))
-            inner = difference(one, other)
-            if inner:
-                return (inner[0] if key in ("identity", "model") else f"{key}: {inner[0]}"), inner[1], inner[2]
-            return key, _short(one), _short(other)
-        if key == "templates" and isinstance(one, list) and isinstance(other, list):
-            for index, (mine, theirs) in enumerate(zip(one, other, strict=False)):
-                if mine != theirs:
-                    return f"template {index}", f"'{mine}'", f"'{theirs}'"
-            return "templates", str(len(one)), str(len(other))
-        return key.replace("_", " "), _short(one), _short(other)
+        if key == "names" and list(one) != list(other):
+            return "classes", _short(", ".join(one)), _short(", ".join(other))
+        if key == "names" and one != other:
+            name = next(name for name in one if one[name] != other[name])
+            return f"words of class '{name}'", "; ".join(one[name]), "; ".join(other[name])
+        if key == "templates" and one != other:
+            return _different_template(one, other)
+        if key == "identity" and isinstance(one, Mapping) and isinstance(other, Mapping) and one != other:
+            part, mine, theirs = difference(one, other)
+            return f"model's {part}", mine, theirs
+        if one != other:
+            return key.replace("_", " "), _short(one), _short(other)
     return None
+
+
+def _different_template(wanted: Sequence[str], got: Sequence[str]) -> tuple[str, str, str]:
+    for index, (one, other) in enumerate(zip(wanted, got, strict=False)):
+        if one != other:
+            return f"template {index}", f"'{one}'", f"'{other}'"
+    return "number of templates", str(len(wanted)), str(len(got))
+
+
+def portable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A backbone's identity as JSON brings it back, with the last part of a local folder only: the weights tell."""
+    kept = json.loads(json.dumps(identity))
+    model = kept.get("model")
+    if isinstance(model, str) and model.startswith("local-dir:"):
+        kept["model"] = f"local-dir:{Path(model[10:]).resolve().name}"
+    return kept
 
 
 def _short(value: Any) -> str:
@@ -265,20 +279,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    return json.loads(json.dumps(value))
-
-
 def _squeezed(name: str) -> str:
     return "".join(name.lower().split())
-
-
-def _template_difference(wanted: list[str], got: list[str], file: str) -> tuple[str, str]:
-    what, mine, theirs = difference({"templates": wanted}, {"templates": got})
-    if what == "templates":
-        return f"a ranking of these {mine} templates", f"{file} of {theirs}"
-    return f"a ranking with {what} {mine}", f"{file} with {theirs}"
 
 
 def save_ranking(path: Path, ranking: Ranking) -> None:

@@ -142,10 +142,16 @@ def paths_of(paths: Any) -> str:
 
 
 class Progress:
-    """Shows a run over images: a bar on a terminal, lines elsewhere; the result of a single image in full."""
+    """Shows a run over images: a bar on a terminal, lines elsewhere; the result of a single image in full.
 
-    def __init__(self, quiet: bool):
-        self._quiet = quiet
+    Args:
+        quiet: show errors only.
+        command: the subcommand, for errors.
+        doing: what the bar says.
+    """
+
+    def __init__(self, quiet: bool, command: str = "segment", doing: str = "segmenting"):
+        self._quiet, self._command, self._doing = quiet, command, doing
         self._total = self._done = 0
         self._bar: Any = None
         self._task: Any = None
@@ -156,7 +162,7 @@ class Progress:
             self._start(detail)
             return
         if event == "failed":
-            self._say(f"ovs segment: error: {detail}", sys.stderr)
+            self._say(f"ovs {self._command}: error: {detail}", sys.stderr)
         if event in ("failed", "written"):
             self._done += 1
             if self._bar is not None:
@@ -184,9 +190,10 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (TextColumn(self._doing), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=total)
+            self._task = self._bar.add_task("", total=total, rate="")
             self._bar.start()
 
     def _say(self, text: str, stream: Any = None) -> None:
