@@ -1,11 +1,13 @@
 """Operator `affinity_pool`: plan, CPU and CUDA bridges, fake."""
 
 import dataclasses
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     dtype_text,
@@ -75,11 +77,31 @@ def _by_reference(p: Plan, features, guide, form, threshold, beta, gamma, assume
     return pooled.to(features.dtype).contiguous()
 
 
-def _pool(features, guide, form, threshold, beta, gamma, assume_normalized) -> Tensor:
+def _pool(features, guide, form, threshold, beta, gamma, assume_normalized, on_cuda: bool) -> Tensor:
     p = plan(features, guide, form, threshold, beta, gamma, assume_normalized)
     if p.empty:
         return torch.empty(features.shape, dtype=features.dtype, device=features.device)
-    return _by_reference(p, features, guide, form, threshold, beta, gamma, assume_normalized)
+    if _native.reference_forced() if on_cuda else _native.cpu_module() is None:
+        return _by_reference(p, features, guide, form, threshold, beta, gamma, assume_normalized)
+    rows, guide_rows = (tensor.to(p.compute_dtype).contiguous() for tensor in (features, guide))
+    pooled = _native.allocate(tuple(features.shape), p.compute_dtype, features.device)
+    arguments = {
+        "features": rows.data_ptr(),
+        "guide": guide_rows.data_ptr(),
+        "pooled": pooled.data_ptr(),
+        "num_windows": p.num_windows,
+        "num_patches": p.num_patches,
+        "num_features": p.num_features,
+        "num_guide": p.num_guide,
+        "form": FORMS[form],
+        "threshold": threshold,
+        "beta": beta,
+        "gamma": gamma,
+        "normalize": not assume_normalized,
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(NAME, features.device, arguments, on_cuda)
+    return pooled.to(features.dtype)
 
 
 def _fake(features, guide, form, threshold, beta, gamma, assume_normalized) -> Tensor:
@@ -103,8 +125,8 @@ def _samples(device: str) -> list[tuple]:
 register(
     "affinity_pool(Tensor features, Tensor guide, str form, float threshold, float beta, float gamma, "
     "bool assume_normalized) -> Tensor",
-    cpu=_pool,
-    cuda=_pool,
+    cpu=functools.partial(_pool, on_cuda=False),
+    cuda=functools.partial(_pool, on_cuda=True),
     fake=_fake,
     gradient=None,
     samples=_samples,

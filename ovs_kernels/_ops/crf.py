@@ -1,6 +1,8 @@
 """Operators `dense_crf` and `permutohedral_filter`: plans, CPU and CUDA bridges, fakes, gradient of the filter."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,10 +25,12 @@ from . import Gradient, register
 
 NAME = "dense_crf"
 FILTER = "permutohedral_filter"
+LATTICE = "permutohedral_lattice"  # not an operator: a stage of both
 # Keys of vertices are four words of 64 bits at most.
 MAX_FEATURES = 16
 # Points times the vertices of a simplex are counted in 32 bits.
 MAX_ENTRIES = 2**31 - 1
+# In the order of the core's enum.
 NORMALIZATIONS = ("none", "symmetric", "before", "after")
 
 
@@ -201,9 +205,148 @@ def _colours(image: Tensor) -> Tensor:
     return image.double() if image.dtype == torch.uint8 else image.double() * 255
 
 
-def _by_reference(p: Plan, image, scores, iterations, exact, features, normalization, energies, clip) -> Tensor:
-    """One image: Q [C, H, W] in the dtype of the computation."""
-    return reference.dense_crf(
+@dataclasses.dataclass
+class _Lattice:
+    """A built lattice: what a term of the compiled module points to. Its weights are used up by one call.
+
+    Args:
+        planes: [F, N] float64.
+        scales: [D], D = F, or F + 2 with the positions of an image in front.
+        width: of that image, 0 without positions.
+        num_points: N.
+        dtype: of the weights.
+    """
+
+    planes: dataclasses.InitVar[Tensor]
+    scales: list[float]
+    width: dataclasses.InitVar[int]
+    num_points: dataclasses.InitVar[int]
+    dtype: dataclasses.InitVar[torch.dtype]
+    on_cuda: dataclasses.InitVar[bool]
+
+    def __post_init__(self, planes, width, num_points, dtype, on_cuda) -> None:
+        device, corners = planes.device, len(self.scales) + 1
+        planes = planes.contiguous()
+        self.vertices = _native.allocate((num_points, corners), torch.int32, device)
+        self.weights = _native.allocate((num_points, corners), dtype, device)
+        count = torch.zeros(1, dtype=torch.int64, device=device)
+        arguments = {
+            "planes": planes.data_ptr(),
+            "scales": self.scales,
+            "num_points": num_points,
+            "width": width,
+            "vertices": self.vertices.data_ptr(),
+            "weights": self.weights.data_ptr(),
+            "count": count.data_ptr() if on_cuda else 0,
+            "dtype": _native.DTYPES[dtype],
+        }
+        # The first stage tells how many vertices there are, which is read back from a GPU.
+        nothing = {"num_vertices": 0, "starts": 0, "points": 0, "entry_weights": 0, "neighbours": 0}
+        run = _prepare_lattice(device, arguments, nothing, on_cuda)
+        found = run(stage=0, **nothing)
+        self.num_vertices = int(count.item()) if on_cuda else found
+        self.starts = _native.allocate((self.num_vertices + 1,), torch.int32, device)
+        self.points = _native.allocate((num_points * corners,), torch.int32, device)
+        self.entry_weights = _native.allocate((num_points * corners,), dtype, device)
+        self.neighbours = _native.allocate((corners, self.num_vertices, 2), torch.int32, device)
+        run(
+            stage=1,
+            num_vertices=self.num_vertices,
+            starts=self.starts.data_ptr(),
+            points=self.points.data_ptr(),
+            entry_weights=self.entry_weights.data_ptr(),
+            neighbours=self.neighbours.data_ptr(),
+        )
+
+    def term(self) -> dict[str, object]:
+        """The fields of the compiled module's CrfTerm."""
+        pointers = ("vertices", "weights", "starts", "points", "entry_weights", "neighbours")
+        return {
+            **NO_TERM,
+            "num_features": len(self.scales),
+            "num_vertices": self.num_vertices,
+            **{name: getattr(self, name).data_ptr() for name in pointers},
+        }
+
+
+NO_TERM = {
+    "exact": False,
+    "num_features": 0,
+    "num_vertices": 0,
+    "vertices": 0,
+    "weights": 0,
+    "starts": 0,
+    "points": 0,
+    "entry_weights": 0,
+    "neighbours": 0,
+    "sx": 0.0,
+    "sy": 0.0,
+    "compat_rank": 0,
+    "compat": 0.0,
+    "table": 0,
+}
+
+
+def _prepare_lattice(device: torch.device, arguments: dict, stage: dict, on_cuda: bool) -> Callable:
+    """Runs the stages of a lattice over one scratch memory, of the size of the first."""
+    prepare = _native.prepare_cuda if on_cuda else _native.prepare_cpu
+    return prepare(LATTICE, device, arguments, {"stage": 0, **stage})
+
+
+def _factors(compat: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a table of penalties multiplies rows of classes by."""
+    table = -compat if compat.dim() == 1 else -(compat + compat.t()) / 2
+    return table.to(dtype).to(device).contiguous()
+
+
+def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda: bool) -> tuple[list[dict], list]:
+    """The terms of one image for the compiled module, and what must outlive the call."""
+    lattice = functools.partial(_Lattice, num_points=p.size[0] * p.size[1], dtype=p.compute_dtype, on_cuda=on_cuda)
+    terms, kept = [], []
+    if p.gaussian_sxy is not None and exact:
+        terms.append({**NO_TERM, "exact": True, "sx": p.gaussian_sxy[0], "sy": p.gaussian_sxy[1]})
+    elif p.gaussian_sxy is not None:
+        kept.append(lattice(image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
+    if p.bilateral_scales is not None:
+        kept.append(lattice(_colours(image), p.bilateral_scales, p.size[1]))
+    kept += [lattice(planes.double(), [1.0] * planes.shape[0], 0) for planes in features]
+    terms += [built.term() for built in kept]
+    for term, compat in zip(terms, p.compat, strict=True):
+        term["compat_rank"] = compat.dim()
+        if compat.dim() == 0:
+            term["compat"] = compat.item()
+        else:
+            kept.append(_factors(compat, p.compute_dtype, image.device))
+            term["table"] = kept[-1].data_ptr()
+    return terms, kept
+
+
+def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip, on_cuda):
+    """One image into `result`, contiguous [C, H, W] in the dtype of the computation, or labels [H, W]."""
+    scores = scores.to(p.compute_dtype).contiguous()
+    terms, kept = _terms(p, image, exact, features, on_cuda) if iterations > 0 else ([], [])
+    arguments = {
+        "scores": scores.data_ptr(),
+        "out": result.data_ptr() if p.label_dtype is None else 0,
+        "labels": result.data_ptr() if p.label_dtype is not None else 0,
+        "terms": terms,
+        "num_classes": p.num_classes,
+        "height": p.size[0],
+        "width": p.size[1],
+        "iterations": iterations,
+        "label_bytes": 4 if p.label_dtype == torch.int32 else 1,
+        "energies": energies,
+        "clip": clip,
+        "normalization": NORMALIZATIONS.index(normalization),
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(NAME, scores.device, arguments, on_cuda)
+    del kept
+
+
+def _by_reference(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip) -> None:
+    """The same by the definition."""
+    q = reference.dense_crf(
         _colours(image),
         scores.to(p.compute_dtype),
         iterations=iterations,
@@ -216,20 +359,22 @@ def _by_reference(p: Plan, image, scores, iterations, exact, features, normaliza
         energies=energies,
         clip=clip,
     )
+    result.copy_(q if p.label_dtype is None else q.argmax(0))
 
 
 def _run(on_cuda: bool, *arguments) -> Tensor:
     p = plan(*arguments)
     image, scores, iterations, _, exact, _, features, _, _, normalization, energies, clip, _ = arguments
-    result = _native.allocate(p.shape, p.label_dtype or p.dtype, scores.device)
-    if p.empty:
-        return result
-    for index in range(p.batch):
+    result = _native.allocate(p.shape, p.label_dtype or p.compute_dtype, scores.device)
+    options = (normalization, energies, clip)
+    for index in range(0 if p.empty else p.batch):
         one = (lambda tensor, index=index: tensor[index]) if p.batched else (lambda tensor: tensor)
-        planes = [one(tensor) for tensor in features]
-        q = _by_reference(p, one(image), one(scores), iterations, exact, planes, normalization, energies, clip)
-        one(result).copy_(q if p.label_dtype is None else q.argmax(0))
-    return result
+        inputs = (one(image), one(scores), one(result), iterations, exact, [one(planes) for planes in features])
+        if _native.use_reference(on_cuda, p.compute_dtype):
+            _by_reference(p, *inputs, *options)
+        else:
+            _by_kernel(p, *inputs, *options, on_cuda)
+    return result if p.label_dtype is not None else result.to(p.dtype)
 
 
 def _cpu(*arguments) -> Tensor:
@@ -247,11 +392,26 @@ def _fake(*arguments) -> Tensor:
 
 def _run_filter(on_cuda: bool, features, values, normalization, transpose) -> Tensor:
     p = plan_filter(features, values, normalization, transpose)
+    values = values.to(p.compute_dtype)
+    if not p.empty and _native.use_reference(on_cuda, p.compute_dtype):
+        result = reference.permutohedral_filter(features, values, normalization=normalization, transpose=transpose)
+        return result.to(p.dtype)
+    result = _native.allocate((p.num_points, p.num_classes), p.compute_dtype, values.device)
     if p.empty:
-        return _native.allocate((p.num_points, p.num_classes), p.dtype, values.device)
-    result = reference.permutohedral_filter(
-        features, values.to(p.compute_dtype), normalization=normalization, transpose=transpose
-    )
+        return result.to(p.dtype)
+    values = values.contiguous()
+    lattice = _Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype, on_cuda)
+    arguments = {
+        "values": values.data_ptr(),
+        "out": result.data_ptr(),
+        "terms": [lattice.term()],
+        "num_points": p.num_points,
+        "num_classes": p.num_classes,
+        "transpose": transpose,
+        "normalization": NORMALIZATIONS.index(normalization),
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(FILTER, values.device, arguments, on_cuda)
     return result.to(p.dtype)
 
 

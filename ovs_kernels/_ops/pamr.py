@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     FLOATS,
     expect_dtype,
@@ -100,24 +101,54 @@ def _unit_image(p: Plan, image: Tensor) -> Tensor:
     return image.to(p.compute_dtype) / 255 if image.dtype == torch.uint8 else image.to(p.compute_dtype)
 
 
-def _pamr(image, scores, num_iter, dilations, on_cuda: bool) -> Tensor:
-    p = plan(image, scores, num_iter, dilations)
+def _use_reference(on_cuda: bool) -> bool:
+    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
+
+
+def _run(p: Plan, operator: str, definition, image: Tensor, scores: Tensor, on_cuda: bool) -> Tensor:
+    """Either operator: the compiled kernel, or its definition where there is none."""
     if p.trivial:
         return scores.clone(memory_format=torch.contiguous_format)
-    result = reference_pamr(
-        _unit_image(p, image), _four_axes(p, scores.to(p.compute_dtype)), num_iter=num_iter, dilations=dilations
-    )
-    return result.reshape(p.shape).to(p.dtype)
+    scores = scores.to(p.compute_dtype)
+    if _use_reference(on_cuda):
+        result = definition(_four_axes(p, scores), _unit_image(p, image), p.num_iter, p.dilations)
+        return result.reshape(p.shape).to(p.dtype)
+    image, scores = _unit_image(p, image).contiguous(), scores.contiguous()
+    result = _native.allocate(p.shape, p.compute_dtype, scores.device)
+    dilations = torch.tensor(p.dilations, dtype=torch.int64)  # read on the host, before the call returns
+    arguments = {
+        "image": image.data_ptr(),
+        "scores": scores.data_ptr(),
+        "out": result.data_ptr(),
+        "dilations": dilations.data_ptr(),
+        "batch": p.batch,
+        "num_features": p.num_features,
+        "num_classes": p.num_classes,
+        "height": p.height,
+        "width": p.width,
+        "num_dilations": len(p.dilations),
+        "num_iter": p.num_iter,
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(operator, scores.device, arguments, on_cuda)
+    return result.to(p.dtype)
+
+
+def _defined(scores: Tensor, image: Tensor, num_iter: int, dilations: tuple[int, ...]) -> Tensor:
+    return reference_pamr(image, scores, num_iter=num_iter, dilations=dilations)
+
+
+def _defined_backward(v_scores: Tensor, image: Tensor, num_iter: int, dilations: tuple[int, ...]) -> Tensor:
+    return reference_backward(v_scores, image, num_iter=num_iter, dilations=dilations)
+
+
+def _pamr(image, scores, num_iter, dilations, on_cuda: bool) -> Tensor:
+    return _run(plan(image, scores, num_iter, dilations), NAME, _defined, image, scores, on_cuda)
 
 
 def _pamr_backward(v_scores, image, num_iter, dilations, on_cuda: bool) -> Tensor:
     p = plan_backward(v_scores, image, num_iter, dilations)
-    if p.trivial:
-        return v_scores.clone(memory_format=torch.contiguous_format)
-    result = reference_backward(
-        _four_axes(p, v_scores.to(p.compute_dtype)), _unit_image(p, image), num_iter=num_iter, dilations=dilations
-    )
-    return result.reshape(p.shape).to(p.dtype)
+    return _run(p, BACKWARD, _defined_backward, image, v_scores, on_cuda)
 
 
 def _fake(image, scores, num_iter, dilations):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ovs_kernels import TemplateScores, template_entropy
 
 from . import __version__
-from .backbones import Backbone, is_clip, load_backbone
+from .backbones import GUIDES, Backbone, check_features, is_clip, load_backbone
 from .backbones.dinov2 import available_cpus
 from .backbones.weights import fingerprint
 from .errors import UserError
@@ -94,6 +94,11 @@ class RankOptions:
         backbone = self.backbone or recipe.backbone
         return dataclasses.replace(self, backbone=backbone, windows=windows, short_side=short_side)
 
+    def clip(self) -> dict[str, Any]:
+        """How CLIP's patches become features, as `load_backbone` takes it."""
+        guide = {"guide": self.guide, "guide_weights": self.guide_weights, "projection": self.projection}
+        return {"features": RECIPES[self.base].features, **guide}
+
 
 @dataclasses.dataclass
 class RankReport:
@@ -127,7 +132,9 @@ class Scorer:
         self.options, self.recipe = options, RECIPES[options.base]
         self.classes, self.templates = classes, templates
         (self._setup,) = parse_windows(options.windows)
-        self.backbone: Backbone = load_backbone(options.backbone, options.weights, threads=options.threads)
+        self.backbone: Backbone = load_backbone(
+            options.backbone, options.weights, threads=options.threads, **options.clip()
+        )
         self._embeddings: Tensor | None = None
         owners = [index for index, words in enumerate(classes.values()) for _ in words]
         self._groups = owners if len(owners) > len(classes) else None
@@ -330,8 +337,7 @@ def plan(options: RankOptions) -> tuple[list[Path], dict[str, list[str]], list[s
         raise UserError("--out", "a file that is no input", f"{options.out}, which is an input itself")
     if not is_clip(options.backbone):
         raise UserError("--model", "a CLIP, which reads text", f"'{options.backbone}'")
-    if options.base != "maskclip":
-        raise UserError("--base", "maskclip", f"'{options.base}'")
+    _check_guide(options)
     classes = parse_classes(options.classes, options.background)
     if len(parse_windows(options.windows)) != 1:
         raise UserError("--windows", "one size of windows, or none", f"'{options.windows}'")
@@ -341,6 +347,14 @@ def plan(options: RankOptions) -> tuple[list[Path], dict[str, list[str]], list[s
         if any(len(words) > 1 for words in classes.values()):
             raise UserError("--metric", "one name per class with mano", "several")
     return images, classes, load_templates(options.templates)
+
+
+def _check_guide(options: RankOptions) -> None:
+    given = {"--guide": options.guide, "--guide-weights": options.guide_weights, "--projection": options.projection}
+    for flag, value in given.items():
+        if value is not None and RECIPES[options.base].features not in GUIDES:
+            raise UserError(flag, f"--base {' or '.join(GUIDES)} with it", f"--base {options.base}")
+    check_features(options.backbone, **options.clip())
 
 
 def partial_path(out: Path) -> Path:

@@ -27,6 +27,7 @@ _VOC_WORDS = {
     "tvmonitor": ("television monitor", "tv monitor", "monitor", "television", "screen"),
 }
 _log = logging.getLogger("ovs_methods")
+_noted: set[Path] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -488,7 +489,9 @@ def _published(document: dict[str, Any], path: Path) -> Ranking:
         _need(len({entry.template for entry in found}) == len(found), f"{where}a template occurs twice")
         entries[name] = sorted(found, key=lambda entry: entry.entropy)
     _need(bool(entries), "'classes' is empty")
-    _log.warning("%s does not name the weights it was made with: they cannot be checked", path)
+    if path.resolve() not in _noted:  # a run may read the file more than once
+        _noted.add(path.resolve())
+        _log.warning("%s does not name the weights it was made with: they cannot be checked", path)
     return Ranking(
         base=_PUBLISHED_BASES[model],
         identity=None,

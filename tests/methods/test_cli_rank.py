@@ -107,20 +107,19 @@ def published(path, clip, names, groups, short, setup, order):
     return counts, sums, photo.height * photo.width
 
 
-CASES = [
-    ("maskclip", "cat, sofa, wall", [0, 1, 2], "probabilities"),
-    ("maskclip", CLASSES, [0, 1, 1, 2], "probabilities"),
-]
-
-
-@pytest.mark.parametrize(("base", "text", "groups", "order"), CASES)
-def test_the_numbers_are_those_of_the_published_step(options, photos, clip_folder, base, text, groups, order):
-    report = rank_templates(options(base=base, classes=text, limit=2))
-    clip = load_backbone(f"local-dir:{clip_folder}")
+@pytest.mark.parametrize("base", ["maskclip", "naclip", "clip-dinoiser", "proxyclip"])
+@pytest.mark.parametrize(("text", "groups"), [("cat, sofa, wall", [0, 1, 2]), (CLASSES, [0, 1, 1, 2])])
+def test_the_numbers_are_those_of_the_published_step(options, photos, clip_folder, dino_weights, base, text, groups):
+    guide = {"guide": "vit_tiny_patch16_224", "guide_weights": str(dino_weights)}
+    guide = guide if base in ("clip-dinoiser", "proxyclip") else {}
+    report = rank_templates(options(base=base, classes=text, limit=2, **guide))
+    clip = load_backbone(f"local-dir:{clip_folder}", features=base, **guide)
+    order = "logits" if base in ("naclip", "proxyclip") else "probabilities"
     names = [name.strip() for name in text.replace(";", ",").split(",")]
     parts = [published(photos / f"{i}.png", clip, names, groups, 96, (64, 32), order) for i in range(2)]
     counts, sums, total = (sum(part[index] for part in parts) for index in range(3))
     ranking = report.ranking
+    ranking.check(clip.identity, base, PROMPTS, ["cat", "wall"])
     assert (ranking.images, ranking.scores.total, ranking.failed) == (2, total, [])
     # A pixel where two classes are equal to seven digits may fall to either.
     assert np.abs(ranking.scores.counts.numpy() - counts).max() <= 1e-3 * total
@@ -320,6 +319,8 @@ def test_bad_input_is_one_line_and_writes_nothing(options, photos, tmp_path, cli
         ({"windows": "ensemble"}, "--windows: expected one size of windows"),
         ({"shard": (8, 8)}, "8/8, which has no image"),
         ({"metric": "mano", "mode": "patch"}, "one name per class with mano"),
+        ({"guide": "dino_vitb8"}, "--guide: expected --base clip-dinoiser or proxyclip with it, got --base maskclip"),
+        ({"projection": "none.pt", "base": "clip-dinoiser"}, "--projection"),
         ({"out": tmp_path / "empty"}, "--out: expected a file, got the folder"),
         ({"out": photos / "0.png"}, "which is an input itself"),
         ({"out": tmp_path / "plain.txt" / "a.json"}, "--out: expected a folder"),
