@@ -6,12 +6,13 @@
 # make clean      removes everything that these made
 #
 # Each sets up .venv itself, with the versions of constraints.txt. What is needed: Python >= 3.11, a C++ compiler, make.
-# Variables: PYTHON, VENV, OVS_CUDA=AUTO|ON|OFF, PYTEST_ARGS, BENCH_ARGS, DEMO_OUT.
+# Variables: PYTHON, VENV, OVS_CUDA=AUTO|ON|OFF, TEST_PROCESSES, PYTEST_ARGS, BENCH_ARGS, DEMO_OUT.
 
 PYTHON ?= python3
 VENV ?= .venv
 OVS_CUDA ?= AUTO
 DEMO_OUT ?= demo_output
+TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -19,6 +20,9 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 EMULATOR := build/emulator
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts -c constraints.txt
+# Processes that take each other's tests once their own are done. Threads that wait for work sleep instead of spinning:
+# the cores belong to several processes.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal
 
 PACKAGE_SOURCES := CMakeLists.txt pyproject.toml constraints.txt \
     $(shell find cmake csrc ovs_kernels python -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
@@ -35,7 +39,7 @@ demo: package
 
 test: package emulator
 	@echo "==> pytest"
-	@OVS_REQUIRE_EMULATOR=1 OVS_EMULATOR_DIR=$(CURDIR)/$(EMULATOR) $(BIN)/pytest $(PYTEST_ARGS)
+	@OVS_REQUIRE_EMULATOR=1 OVS_EMULATOR_DIR=$(CURDIR)/$(EMULATOR) $(PYTEST) $(PYTEST_ARGS)
 
 bench: package
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
