@@ -30,7 +30,7 @@ struct AffinityScratch {
     T* poison;       // [windows, panels]             NaN where a guide row is not finite, else 0
     uint8_t* bad;    // [windows, N]                  1 where a row of features is not finite
     int64_t* rounds;  // [windows, blocks]            how many rounds a block is through
-    T* weights;      // [workers, kBlock, kBlock]
+    T* weights;      // [workers, 2, kBlock, kBlock]  of a pair of blocks, and turned
     int64_t num_panels, num_blocks;
 
     AffinityScratch(const AffinityParams& p, int workers, Workspace& ws) {
@@ -46,7 +46,7 @@ struct AffinityScratch {
         poison = ws.take<T>("poison", n * num_panels);
         bad = ws.take<uint8_t>("bad", n * p.num_patches);
         rounds = ws.take<int64_t>("rounds", n * num_blocks);
-        weights = ws.take<T>("weights", workers * kBlock * kBlock);
+        weights = ws.take<T>("weights", workers * 2 * kBlock * kBlock);
     }
 };
 

@@ -189,23 +189,20 @@ private:
             i = ((round + 1) / 2 + slot) % blocks;
             j = ((round - 1) / 2 - slot + blocks) % blocks;
         }
-        T* const weights = s_.weights + worker * kBlock * kBlock;
-        make_weights(window, i, j, weights);
-        if (i == j) {
+        T* const weights = s_.weights + 2 * worker * kBlock * kBlock;
+        T* const turned = weights + kBlock * kBlock;
+        make_weights(window, i, j, weights, turned);
+        if (i != j && !has_turn(window, i, round) && has_turn(window, j, round)) {
+            move_on(window, j, i, round, turned);
             await_turn(window, i, round);
-            move_on<false>(window, i, j, round, weights);
-            return;
-        }
-        if (!has_turn(window, i, round) && has_turn(window, j, round)) {
-            move_on<true>(window, j, i, round, weights);
-            await_turn(window, i, round);
-            move_on<false>(window, i, j, round, weights);
+            move_on(window, i, j, round, weights);
             return;
         }
         await_turn(window, i, round);
-        move_on<false>(window, i, j, round, weights);
+        move_on(window, i, j, round, weights);
+        if (i == j) return;
         await_turn(window, j, round);
-        move_on<true>(window, j, i, round, weights);
+        move_on(window, j, i, round, turned);
     }
 
     bool has_turn(int64_t window, int64_t block, int64_t round) const {
@@ -218,9 +215,9 @@ private:
         }
     }
 
-    // The weights of the patches of block i (rows) and j (columns), zero beyond the last patch. The lower half of a
-    // block with itself is the upper one's mirror image.
-    void make_weights(int64_t window, int64_t i, int64_t j, T* weights) const {
+    // The weights of the patches of block i (rows) and j (columns), zero beyond the last patch; and the same turned, so
+    // that the rows are the patches of block j. A block with itself is computed above its diagonal and mirrored.
+    void make_weights(int64_t window, int64_t i, int64_t j, T* weights, T* turned) const {
         const int64_t rows = block_rows(i), columns = block_rows(j);
         for (int64_t a = 0; a * kPanel < rows; ++a) {
             for (int64_t b = i == j ? a : 0; b * kPanel < columns; ++b) {
@@ -229,11 +226,22 @@ private:
                 multiply_panels(panel(window, i * kBlockPanels + a), panel(window, j * kBlockPanels + b), p_.num_guide,
                                 r, c, tile);
                 weigh(window, r, c, tile, i == j && a == b);
-                if (i != j || a == b) continue;
-                T* const mirrored = weights + b * kPanel * kBlock + a * kPanel;
-                for (int64_t y = 0; y < c; ++y) {
-                    for (int64_t x = 0; x < r; ++x) mirrored[y * kBlock + x] = tile[x * kBlock + y];
-                }
+                if (i == j && a == b) continue;
+                turn_tile(tile, r, c, (i == j ? weights : turned) + b * kPanel * kBlock + a * kPanel);
+            }
+        }
+    }
+
+    // to[c][r] = from[r][c]. Rows beyond the last are products with a panel's zeros, and no weights.
+    static void turn_tile(const T* from, int64_t rows, int64_t columns, T* to) {
+        for (int64_t r = 0; r < rows; r += kLanes) {
+            for (int64_t c = 0; c < columns; c += kLanes) {
+                V tile[kLanes];
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) tile[k] = r + k < rows ? load<V>(from + (r + k) * kBlock + c) : V{};
+                transpose_square<T>(tile);
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) store(to + (c + k) * kBlock + r, tile[k]);
             }
         }
     }
@@ -262,59 +270,62 @@ private:
         }
     }
 
-    // Adds what block `own` gets from block `other`; kTransposed: the weights' columns are its patches.
-    template <bool kTransposed>
+    // Adds what block `own` gets from block `other`; a row of weights for each of its patches.
     void move_on(int64_t window, int64_t own, int64_t other, int64_t round, const T* weights) {
-        const int64_t rows = block_rows(own), others = block_rows(other);
+        const int64_t rows = block_rows(own);
         int64_t r = 0;
-        for (; r + kGroup <= rows; r += kGroup) {
-            pool_group<kTransposed, kGroup>(window, own, other, r, others, round, weights);
-        }
-        for (; r < rows; ++r) pool_group<kTransposed, 1>(window, own, other, r, others, round, weights);
+        for (; r + kGroup <= rows; r += kGroup) pool_group<kGroup>(window, own, other, r, round, weights);
+        for (; r < rows; ++r) pool_group<1>(window, own, other, r, round, weights);
         if (round + 1 == s_.num_blocks) divide_block(window, own);
         __atomic_store_n(s_.rounds + window * s_.num_blocks + own, round + 1, __ATOMIC_RELEASE);
     }
 
-    template <bool kTransposed, int kRows>
-    void pool_group(int64_t window, int64_t own, int64_t other, int64_t r, int64_t others, int64_t round,
-                    const T* weights) {
-        constexpr int64_t kRowStep = kTransposed ? 1 : kBlock, kStep = kTransposed ? kBlock : 1;
-        const T* const from = weights + r * kRowStep;
-        int32_t list[kBlock + 1], unusable[kBlock];
-        T totals[kRows] = {};
-        int64_t count = 0, num_unusable = 0;
+    template <int kRows>
+    void pool_group(int64_t window, int64_t own, int64_t other, int64_t r, int64_t round, const T* weights) {
+        const int64_t others = block_rows(other), patch = own * kBlock + r;
         const uint8_t* const bad = s_.bad + window * p_.num_patches + other * kBlock;
-        for (int64_t j = 0; j < others; ++j) {
-            bool wanted = false;
-            OVS_UNROLL
-            for (int k = 0; k < kRows; ++k) {
-                const T w = from[k * kRowStep + j * kStep];
-                totals[k] += w;
-                wanted |= w != T(0);
-            }
-            list[count] = static_cast<int32_t>(j);
-            if (wanted && bad[j] != 0) {
-                unusable[num_unusable++] = static_cast<int32_t>(j);
-            } else {
-                count += wanted;
-            }
-        }
-        const int64_t patch = own * kBlock + r;
         T* const out = pooled(window, patch);
-        const Survivors<T> survivors = {from, kRowStep, kStep, list, count, features(window, other * kBlock),
-                                        p_.num_features};
+        int32_t list[kBlock + 1], unusable[kBlock + 1];
+        Survivors<T> survivors = {weights + r * kBlock, list, 0, features(window, other * kBlock), p_.num_features};
+        T totals[kRows];
+        Bits wanted[kBlock];
+        find_wanted<kRows>(survivors.weights, others, totals, wanted);
+        int64_t num_unusable = 0;
+        for (int64_t j = 0; j < others; ++j) {
+            list[survivors.count] = unusable[num_unusable] = static_cast<int32_t>(j);
+            const bool is_wanted = wanted[j] != 0, is_bad = bad[j] != 0;
+            survivors.count += is_wanted && !is_bad;
+            num_unusable += is_wanted && is_bad;
+        }
         if (round == 0) {
             add_survivors<true, kRows>(survivors, out);
-        } else if (count > 0) {
+        } else if (survivors.count > 0) {
             add_survivors<false, kRows>(survivors, out);
         }
         for (int k = 0; k < kRows; ++k) {
             s_.totals[window * s_.num_blocks * kBlock + patch + k] += totals[k];
             for (int64_t u = 0; u < num_unusable; ++u) {
-                const T w = from[k * kRowStep + unusable[u] * kStep];
+                const T w = survivors.weights[k * kBlock + unusable[u]];
                 if (w != T(0)) add_row(w, features(window, other * kBlock + unusable[u]), out + k * p_.num_features);
             }
         }
+    }
+
+    // The sums of some rows of weights, and where one of them is not zero.
+    template <int kRows>
+    static void find_wanted(const T* weights, int64_t count, T* totals, Bits* wanted) {
+        V sums[kRows] = {};
+        for (int64_t j = 0; j < count; j += kLanes) {
+            B any = {};
+            OVS_UNROLL
+            for (int k = 0; k < kRows; ++k) {
+                const V w = load<V>(weights + k * kBlock + j);
+                sums[k] += w;
+                any |= w != V{};
+            }
+            store(wanted + j, any);
+        }
+        for (int k = 0; k < kRows; ++k) totals[k] = sum_of(sums[k]);
     }
 
     void add_row(T weight, const T* from, T* to) const {

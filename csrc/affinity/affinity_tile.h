@@ -70,12 +70,10 @@ struct Sums {
     static constexpr int64_t kColumns = kVectors * Lanes<T>::kLanes;
 };
 
-// The patches that a group of rows pools, and where their weights are: of row r and patch j at
-// weights[r * row_step + j * step].
+// The patches that a group of rows pools; the weight of row r and patch j is weights[r * kBlock + j].
 template <class T>
 struct Survivors {
     const T* weights;
-    int64_t row_step, step;
     const int32_t* list;
     int64_t count;
     const T* features;  // of patch 0
@@ -107,7 +105,6 @@ OVS_INLINE void add_survivors(const Survivors<T>& s, int64_t column, int64_t par
     for (int64_t i = 0; i < s.count; ++i) {
         const int64_t j = s.list[i];
         const T* const from = s.features + j * s.stride + column;
-        const T* const weight = s.weights + j * s.step;
         V v[kVectors];
         OVS_UNROLL
         for (int k = 0; k < kVectors; ++k) {
@@ -116,7 +113,7 @@ OVS_INLINE void add_survivors(const Survivors<T>& s, int64_t column, int64_t par
         OVS_UNROLL
         for (int r = 0; r < kRows; ++r) {
             OVS_UNROLL
-            for (int k = 0; k < kVectors; ++k) sums[r][k] += weight[r * s.row_step] * v[k];
+            for (int k = 0; k < kVectors; ++k) sums[r][k] += s.weights[r * kBlock + j] * v[k];
         }
     }
     OVS_UNROLL
