@@ -70,6 +70,30 @@ std::size_t template_entropy_cuda_workspace_bytes(const TemplateEntropyParams&);
 void template_entropy_cuda(const TemplateEntropyParams&, void* workspace, std::size_t workspace_bytes, int device,
                            void* stream);
 
+// Patches again, on a CPU in float32: the products too, of integers, where that is as exact as float32 has to be.
+struct TemplateFixedParams {
+    const float* features = nullptr;       // [patches, features] of unit length; not read where unknown
+    const float* texts = nullptr;          // [templates, queries, features]
+    const int32_t* query_order = nullptr;  // [queries]: which of `texts` a query is; null where they are in order
+    const uint8_t* unknown = nullptr;      // [patches]; null where all have features
+    int64_t* counts = nullptr;             // as above
+    int64_t* sums = nullptr;
+    int64_t sum_stride = 0;
+    // [templates]: 1 where it was counted; 0, and nothing counted, where the products of a template could be off by
+    // more than `largest_error`, or are not finite.
+    uint8_t* done = nullptr;
+    int64_t num_templates = 0, num_classes = 0, num_queries = 0, num_patches = 0, num_features = 0;
+    const int32_t* group_first = nullptr;
+    const int32_t* group_of = nullptr;
+    bool normalize = false;  // texts have any length
+    double scale = 1.0;      // products * scale are logits
+    double largest_error = 0.0;
+};
+
+std::size_t template_fixed_cpu_workspace_bytes(const TemplateFixedParams&, DType, int num_threads);
+void template_fixed_cpu(const TemplateFixedParams&, DType, void* workspace, std::size_t workspace_bytes,
+                        int num_threads, CpuIsa);
+
 // The values are part of the interface: `ovs_kernels/_ops/templates.py` holds the same table.
 enum class FuseStrategy : int { kHighest = 0, kDefaultOnConflict = 1, kAverageConflicting = 2, kAverage = 3 };
 

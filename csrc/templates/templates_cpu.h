@@ -33,6 +33,69 @@ struct EntropyScratch {
     }
 };
 
+// Products of integers: patches in blocks, features in chunks whose sums fit 32 bits.
+constexpr int kBlock = 32, kChunk = 64;
+
+// Lengths of what was rounded, and of the rounding; the largest of several.
+struct Rounding {
+    double length = 0.0, error = 0.0;
+
+    void include(const Rounding& other) {
+        length = larger(length, other.length);
+        error = larger(error, other.error);
+    }
+    static double larger(double a, double b) { return b > a || b != b ? b : a; }  // NaN stays
+};
+
+struct FixedWorker {
+    int16_t* integers;  // [queries, pitch] of a template
+    float* steps;       // [queries] what integers are multiples of, and what makes logits of them
+    float* offsets;     // [queries]
+    float* mean;        // [pitch]
+    float* row;         // [pitch]
+    float* logits;      // [queries, kBlock]
+    int64_t* tally;     // [3, K] counts and sums
+};
+
+struct FixedScratch {
+    int64_t blocks, pitch;  // pitch: features in whole chunks
+    float* centre;          // [pitch] mean of the patches
+    float* steps;           // [blocks * kBlock] what the integers of a patch are multiples of
+    int16_t* integers;      // [blocks, pitch / 2, kBlock, 2]
+    Rounding* roundings;    // [blocks]
+    FixedWorker first;
+    int64_t text_stride, query_stride, tally_stride;
+
+    FixedScratch(const TemplateFixedParams& p, int workers, Workspace& ws)
+        : blocks(ceil_div(p.num_patches, kBlock)),
+          pitch(round_up(p.num_features, kChunk)),
+          text_stride(p.num_queries * pitch),
+          query_stride(round_up(p.num_queries, kLineNumbers)),
+          tally_stride(round_up(3 * p.num_classes, kLineNumbers)) {
+        centre = ws.take<float>("centre", pitch);
+        steps = ws.take<float>("steps", blocks * kBlock);
+        integers = ws.take<int16_t>("integers", blocks * kBlock * pitch);
+        roundings = ws.take<Rounding>("roundings", blocks);
+        first.integers = ws.take<int16_t>("texts", workers * text_stride);
+        first.steps = ws.take<float>("text steps", workers * query_stride);
+        first.offsets = ws.take<float>("offsets", workers * query_stride);
+        first.mean = ws.take<float>("mean", workers * pitch);
+        first.row = ws.take<float>("row", workers * pitch);
+        first.logits = ws.take<float>("logits", workers * query_stride * kBlock);
+        first.tally = ws.take<int64_t>("tally", workers * tally_stride);
+    }
+
+    FixedWorker of_worker(int64_t worker) const {
+        return {first.integers + worker * text_stride,
+                first.steps + worker * query_stride,
+                first.offsets + worker * query_stride,
+                first.mean + worker * pitch,
+                first.row + worker * pitch,
+                first.logits + worker * query_stride * kBlock,
+                first.tally + worker * tally_stride};
+    }
+};
+
 // An expert's part in up to kStrip pixels of a row: its probabilities left and right of them.
 constexpr int64_t kMostParts = 256;  // parts that are kept before they are written out; a few cells' worth
 
@@ -80,6 +143,7 @@ struct FuseScratch {
 #define OVS_DECLARE_TEMPLATES_ISA(isa)                                                                           \
     namespace isa {                                                                                              \
     void template_entropy_level(const TemplateEntropyParams&, DType, void* workspace, std::size_t, int threads); \
+    void template_fixed_level(const TemplateFixedParams&, DType, void* workspace, std::size_t, int threads);     \
     void fuse_experts_level(const FuseExpertsParams&, DType, void* workspace, std::size_t, int threads);         \
     }
 #if defined(OVS_X86_LEVELS)

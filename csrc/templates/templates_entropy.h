@@ -12,7 +12,7 @@
 
 #include "common/parallel.h"
 #include "templates/templates_cpu.h"
-#include "templates/templates_pack.h"
+#include "templates/templates_terms.h"
 
 namespace ovs {
 namespace OVS_ISA {
@@ -24,7 +24,11 @@ template <class T>
 class EntropyCounter {
 public:
     EntropyCounter(const TemplateEntropyParams& p, void* workspace, std::size_t bytes, int threads)
-        : p_(p), threads_(threads), workspace_(workspace, bytes), scratch_(p, threads, workspace_) {}
+        : p_(p),
+          queries_{p.num_queries, p.num_classes, p.group_first, p.group_of},
+          threads_(threads),
+          workspace_(workspace, bytes),
+          scratch_(p, threads, workspace_) {}
 
     void patches() {
         const int64_t strips = p_.pitch / kStrip;
@@ -91,7 +95,6 @@ private:
     T* logits(int64_t m, int64_t s) const {
         return static_cast<T*>(p_.logits) + m * p_.num_queries * p_.pitch + s * kStrip;
     }
-    int64_t class_of(int64_t query) const { return p_.group_of == nullptr ? query : p_.group_of[query]; }
 
     // Logits of a strip in units of ln 2: scaled in place, the largest and its query returned. Queries are in the order
     // of their classes, so the lowest query of equals is of the lowest class.
@@ -112,55 +115,6 @@ private:
         }
     }
 
-    // What the entropy of a softmax is made of, from logits in units of ln 2 below the largest: the sum of the
-    // exponentials, and the sums over the classes of e and of e times the logit. A class of several queries has the
-    // largest of their exponentials.
-    struct Sums {
-        P all, classes, weighted;
-    };
-    template <bool kGrouped, class Below>
-    Sums sum_up(const Below& below_of) const {
-        const P zero = broadcast(T(0));
-        Sums sums{zero, zero, zero};
-        if constexpr (!kGrouped) {
-            for (int64_t q = 0; q < p_.num_queries; ++q) {
-                const P below = below_of(q), e = exp2_of_negative(below);
-                sums.all = sums.all + e;
-                sums.weighted = sums.weighted + e * below;
-            }
-            sums.classes = sums.all;
-        } else {
-            int64_t q = 0;
-            for (int64_t k = 0; k < p_.num_classes; ++k) {
-                P high = below_of(q), share = exp2_of_negative(high);
-                sums.all = sums.all + share;
-                for (++q; q < p_.group_first[k + 1]; ++q) {
-                    const P below = below_of(q), e = exp2_of_negative(below);
-                    sums.all = sums.all + e;
-                    const M better = above(below, high);
-                    high = select(better, below, high);
-                    share = select(better, e, share);
-                }
-                sums.classes = sums.classes + share;
-                sums.weighted = sums.weighted + share * high;
-            }
-        }
-        return sums;
-    }
-    static void store_terms(const Sums& sums, T* entropy, T* top) {
-        constexpr double kLn2 = 0.693147180559945309417;
-        T all[kStrip], classes[kStrip], weighted[kStrip];
-        store_pack(all, sums.all);
-        store_pack(classes, sums.classes);
-        store_pack(weighted, sums.weighted);
-        for (int l = 0; l < kStrip; ++l) {
-            const double sum = static_cast<double>(all[l]);
-            entropy[l] = static_cast<T>(
-                (__builtin_log(sum) * static_cast<double>(classes[l]) - kLn2 * static_cast<double>(weighted[l])) / sum);
-            top[l] = static_cast<T>(1.0 / sum);
-        }
-    }
-
     template <bool kMano, bool kGrouped>
     void patch_strip(int64_t* tally, int64_t m, int64_t s) const {
         P top;
@@ -168,7 +122,8 @@ private:
         scale_strip(m, s, top, best);
         const T* const at = logits(m, s);
         T terms[5][kStrip] = {};
-        const Sums sums = sum_up<kGrouped>([&](int64_t q) { return load_pack(at + q * p_.pitch) - top; });
+        const auto sums =
+            softmax_sums<T, kGrouped>(queries_, [&](int64_t q) { return load_pack(at + q * p_.pitch) - top; });
         store_terms(sums, terms[0], terms[1]);
         if constexpr (kMano) mano_terms(at, top, sums.all, terms + 2);
         typename M::I queries[kStrip];
@@ -177,7 +132,7 @@ private:
         const int lanes = static_cast<int>(std::min<int64_t>(kStrip, p_.num_patches - first));
         for (int l = 0; l < lanes; ++l) {
             if (!(terms[0][l] == terms[0][l]) || (p_.unknown != nullptr && p_.unknown[first + l] != 0)) continue;
-            const int64_t k = class_of(queries[l]);
+            const int64_t k = queries_.class_of(queries[l]);
             tally[k] += 1;
             for (int kind = 0; kind < (kMano ? 5 : 2); ++kind) {
                 tally[(kind + 1) * p_.num_classes + k] += fixed_point(static_cast<double>(terms[kind][l]));
@@ -376,7 +331,7 @@ private:
         }
         if constexpr (!kCompare) {
             top = value_at<kTaps>(row, label);
-            best = broadcast_mark<T>(class_of(label));
+            best = broadcast_mark<T>(queries_.class_of(label));
         }
         store_pack(found.entropy, entropy);
         for (T& value : found.entropy) value = static_cast<T>(kMinusLn2 * static_cast<double>(value));
@@ -388,9 +343,9 @@ private:
     template <int kTaps, bool kGrouped>
     void blend_agreed_logits(const Row& row, int16_t label, Found& found) const {
         const P top = value_at<kTaps>(row, label);
-        store_terms(sum_up<kGrouped>([&](int64_t q) { return value_at<kTaps>(row, q) - top; }), found.entropy,
-                    found.top);
-        store_marks(found.best, broadcast_mark<T>(class_of(label)));
+        store_terms(softmax_sums<T, kGrouped>(queries_, [&](int64_t q) { return value_at<kTaps>(row, q) - top; }),
+                    found.entropy, found.top);
+        store_marks(found.best, broadcast_mark<T>(queries_.class_of(label)));
     }
     template <int kTaps, bool kGrouped>
     void blend_logits(const Row& row, Found& found) const {
@@ -404,8 +359,9 @@ private:
             top = select(better, logit, top);
             best = select(better, broadcast_mark<T>(q), best);
         }
-        store_terms(sum_up<kGrouped>([&](int64_t q) { return load_pack(row.blended + q * kStrip) - top; }),
-                    found.entropy, found.top);
+        store_terms(
+            softmax_sums<T, kGrouped>(queries_, [&](int64_t q) { return load_pack(row.blended + q * kStrip) - top; }),
+            found.entropy, found.top);
         store_marks(found.best, best);
         if constexpr (kGrouped) {
             for (auto& label : found.best) label = static_cast<typename M::I>(p_.group_of[label]);
@@ -426,6 +382,7 @@ private:
     }
 
     const TemplateEntropyParams& p_;
+    const Queries queries_;
     int threads_;
     Workspace workspace_;
     EntropyScratch<T> scratch_;

@@ -58,6 +58,15 @@ inline void check_params(const TemplateEntropyParams& p) {
     OVS_REQUIRE(p.out_height == 0 || patches == p.num_patches, "template_entropy: windows do not make up the patches");
 }
 
+inline void check_params(const TemplateFixedParams& p) {
+    OVS_REQUIRE(p.num_templates >= 0 && p.num_classes >= 0 && p.num_patches >= 0 && p.num_features >= 0,
+                "template_entropy: negative size");
+    OVS_REQUIRE(p.num_queries <= kLargestClassCount, "template_entropy: more than 32767 queries");
+    const bool groups = p.group_first != nullptr && p.group_of != nullptr;
+    OVS_REQUIRE(groups ? p.num_queries >= p.num_classes : p.num_queries == p.num_classes,
+                "template_entropy: queries without groups");
+}
+
 inline void check_params(const FuseExpertsParams& p) {
     OVS_REQUIRE(p.grid_height >= 1 && p.grid_width >= 1 && p.height >= 0 && p.width >= 0 && p.num_classes >= 1,
                 "fuse_experts: negative size");

@@ -25,7 +25,7 @@ from .._checks import (
 )
 from ..reference import templates as reference
 from . import register
-from .templates_tables import STRIP, Tables, tables
+from .templates_tables import STRIP, Tables, group_tables, tables
 from .windows import MAX_EXTENT, _first_uncovered
 
 ENTROPY = "template_entropy"
@@ -39,6 +39,10 @@ MAX_CLASSES = 2**15 - 1  # the core keeps classes in 16 bits
 # Bytes of a tile of logits: some templates, as many as stay in a cache between the product and what follows.
 CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
 # Columns of a product at a time on a CPU: MKL is faster there than with a product of some ten thousand columns.
+# Products of integers: shorter vectors hardly ever meet the bound, and few patches are not worth the packing.
+FLOAT32_EPSILON = 2.0**-23
+LEAST_INTEGER_FEATURES, LEAST_INTEGER_PATCHES = 128, 64
+# Columns of a product at a time on a CPU: MKL takes a third less time than for a product of some ten thousand columns.
 PRODUCT_COLUMNS = 1024
 
 
@@ -335,30 +339,47 @@ NO_PIXELS = dict.fromkeys(
 )
 
 
-@functools.lru_cache(maxsize=16)
-def _group_tables(groups: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Queries in the order of their classes, None if they are: the order, where each class begins, and the classes.
-
-    Kept, so that a second CUDA call copies nothing.
-    """
-    order = sorted(range(len(groups)), key=groups.__getitem__)
-    of = torch.tensor([groups[query] for query in order], dtype=torch.int32)
-    first = torch.cat((of.new_zeros(1), torch.bincount(of).cumsum(0))).to(torch.int32)
-    moved = None if order == sorted(order) else torch.tensor(order).to(device)
-    return moved, first.to(device), of.to(device)
+def _suits_integers(p: EntropyPlan, mano: bool, on_cuda: bool) -> bool:
+    """Whether products of integers are worth trying; MaNo is not a function of differences of logits."""
+    suits = p.num_features >= LEAST_INTEGER_FEATURES and p.num_patches >= LEAST_INTEGER_PATCHES
+    return suits and p.out_size is None and p.compute_dtype == torch.float32 and not mano and not on_cuda
 
 
-def _count_templates(p: EntropyPlan, features, texts, options, counts, sums, on_cuda):
+def _count_fixed(p: EntropyPlan, unit, unknown, texts, options, counts, sums) -> list[int]:
+    """Patches by products of integers, where those are exact enough; returns the templates that are left."""
+    temperature, assume_normalized, *_, groups = options
+    classes = group_tables(groups, unit.device)
+    done = torch.zeros(p.num_templates, dtype=torch.uint8)
+    arguments = {
+        "features": unit.data_ptr(),
+        "texts": texts.data_ptr(),
+        "query_order": 0 if classes.order is None else classes.order.data_ptr(),
+        "unknown": _mask_pointer(unknown, False),
+        "counts": counts.data_ptr(),
+        "sums": sums.data_ptr(),
+        "sum_stride": p.num_templates * p.num_classes,
+        "done": done.data_ptr(),
+        "num_templates": p.num_templates,
+        "num_classes": p.num_classes,
+        "num_queries": p.num_queries,
+        "num_patches": p.num_patches,
+        "num_features": p.num_features,
+        "normalize": not assume_normalized,
+        "scale": 1.0 / temperature,
+        "largest_error": p.num_features * FLOAT32_EPSILON,
+        "dtype": _native.DTYPES[torch.float32],
+        **classes.fields(),
+    }
+    _native.call_cpu("template_fixed", unit.device, arguments)
+    return (done == 0).nonzero()[:, 0].tolist()
+
+
+def _count_templates(p: EntropyPlan, unit, unknown, grid, texts, options, counts, sums, on_cuda):
     """Products of some templates at a time, each handed to the core while it is in the cache."""
     temperature, assume_normalized, *_, mano, interpolate, groups = options
-    device = features.device
-    order, fields = None, {"group_first": 0, "group_of": 0}
-    if groups is not None:
-        order, group_first, group_of = _group_tables(tuple(groups), device)
-        fields = {"group_first": group_first.data_ptr(), "group_of": group_of.data_ptr()}
-    grid = tuple(features.shape[1:3]) if p.out_size else None
-    unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
-    fields |= NO_PIXELS
+    device = unit.device
+    classes = group_tables(groups, device)
+    fields = classes.fields() | NO_PIXELS
     if p.out_size is not None:
         t = tables(p.boxes, grid, p.size, p.out_size, p.compute_dtype, device)
         fields |= _pixel_fields(p, t, grid)
@@ -373,7 +394,7 @@ def _count_templates(p: EntropyPlan, features, texts, options, counts, sums, on_
     run = _runner(ENTROPY, on_cuda, device, p.compute_dtype)
     for first in range(0, p.num_templates, per_tile):
         part = texts[first : first + per_tile]
-        part = part if order is None else part[:, order]
+        part = part if classes.order is None else part[:, classes.order]
         rows = part.reshape(-1, p.num_features)
         if assume_normalized:  # a NaN is seen in the logits; to look for it here would cost as much as what follows
             scale = torch.full((len(rows),), 1.0 / temperature, dtype=p.compute_dtype, device=device)
@@ -413,6 +434,7 @@ def _entropy(
     groups,
     on_cuda: bool,
 ):
+    groups = None if groups is None else tuple(groups)
     options = (temperature, assume_normalized, mode, boxes, size, out_size, mano, interpolate, groups)
     p = plan_entropy(features, text_embeddings, *options)
     features, texts = features.to(p.compute_dtype), text_embeddings.to(p.compute_dtype)
@@ -424,7 +446,17 @@ def _entropy(
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
         arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
-    _count_templates(p, features, texts.contiguous(), options, counts, sums, on_cuda)
+    grid, texts = features.shape[1:3], texts.contiguous()
+    unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
+    left = list(range(p.num_templates))
+    if _suits_integers(p, mano, on_cuda):
+        left = _count_fixed(p, unit, unknown, texts, options, counts, sums)
+    if len(left) == p.num_templates:
+        _count_templates(p, unit, unknown, grid, texts, options, counts, sums, on_cuda)
+    elif left:
+        part, some = dataclasses.replace(p, num_templates=len(left)), (counts[left], sums[:, left])
+        _count_templates(part, unit, unknown, grid, texts[left], options, *some, on_cuda)
+        counts[left], sums[:, left] = some
     return counts, sums
 
 
