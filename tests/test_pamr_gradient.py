@@ -10,7 +10,7 @@ from ovs_kernels import pamr
 from ovs_kernels.testing import assert_close_rel
 
 # Those where autograd through the full tensors takes a moment at most.
-NAMES = [name for name in CASES if name not in ("defaults", "visualisation", "many iterations")]
+NAMES = [name for name in CASES if name not in ("defaults", "visualisation", "five iterations", "many iterations")]
 
 
 def cotangent(scores, seed=3):

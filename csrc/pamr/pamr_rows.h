@@ -87,7 +87,7 @@ private:
         }
         V variance = (squares - sum * sum * inverse_count_) * inverse_freedom_;
         variance = variance < T(0) ? V{} : variance;  // a NaN stays
-        V deviation;
+        V deviation = {};
         for (int lane = 0; lane < kLanes; ++lane) deviation[lane] = root(variance[lane]);
         const V inverse = factor_ / (T(kPamrSmallestScale) + T(kPamrScaleOfDeviation) * deviation);
         for (int64_t tap = 0; tap < taps_; ++tap) {
