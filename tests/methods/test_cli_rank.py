@@ -384,7 +384,8 @@ def test_a_terminal_gets_a_bar_and_a_summary(environment, tmp_path, words):
         os.close(main)
     out = process.communicate(timeout=100)[0]
     assert process.returncode == 0
-    assert b"ranking" in shown
+    for part in (b"encoding text", b"4/4", b"ranking"):
+        assert part in shown
     assert b"7/7" in shown
     assert b"images/s" in shown
     assert "wrote experts.json: 7 images, 5 templates, 3 classes\n" in out
