@@ -245,7 +245,7 @@ def current_stream(device: torch.device) -> int:
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An uninitialised tensor from torch's allocator, for results and scratch memory.
 
-    On a CPU the system is asked for huge pages: touching fresh memory for the first time costs a quarter then.
+    On a CPU the system is asked for huge pages: fresh memory is touched with fewer page faults then.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
     compiled = _load()[0]
