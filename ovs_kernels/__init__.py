@@ -8,9 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import reference
 from .adaptive import adaptive_conv
+from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
+from .pamr import pamr
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
 from .templates import TemplateScores, fuse_experts, template_entropy
@@ -33,7 +36,9 @@ __all__ = [
     "TemplateScores",
     "__version__",
     "adaptive_conv",
+    "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -43,6 +48,8 @@ __all__ = [
     "lp_pixels",
     "markov_velocity",
     "merge_windows",
+    "pamr",
+    "permutohedral_filter",
     "reference",
     "sinkhorn",
     "template_entropy",

@@ -184,27 +184,49 @@ def call_cpu(
     Returns:
         What the kernel returns.
     """
+    return prepare_cpu(operator, device, arguments, sized_by_threads=sized_by_threads)()
+
+
+def prepare_cpu(
+    operator: str,
+    device: torch.device,
+    arguments: Mapping[str, object],
+    first: Mapping[str, object] | None = None,
+    *,
+    sized_by_threads: bool = True,
+) -> Callable[..., object]:
+    """`prepare_cuda` for the CPU: a function that runs `operator`_cpu, for operators that run in stages."""
     native = cpu_module()
     threads = {"num_threads": torch.get_num_threads()}
-    num_bytes = getattr(native, f"{operator}_cpu_workspace_bytes")(**arguments, **(threads if sized_by_threads else {}))
+    size = getattr(native, f"{operator}_cpu_workspace_bytes")
+    num_bytes = size(**arguments, **(first or {}), **(threads if sized_by_threads else {}))
     workspace = allocate((num_bytes,), torch.uint8, device)
-    return getattr(native, f"{operator}_cpu")(
-        **arguments,
-        **threads,
-        workspace=workspace.data_ptr(),
-        workspace_bytes=num_bytes,
-        isa=ISA_NUMBERS[isa()],
-    )
+    kernel = getattr(native, f"{operator}_cpu")
+
+    def run(**stage) -> object:
+        return kernel(
+            **arguments,
+            **stage,
+            **threads,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=num_bytes,
+            isa=ISA_NUMBERS[isa()],
+        )
+
+    return run
 
 
-def prepare_cuda(operator: str, device: torch.device, arguments: Mapping[str, object]) -> Callable[..., None]:
+def prepare_cuda(
+    operator: str, device: torch.device, arguments: Mapping[str, object], first: Mapping[str, object] | None = None
+) -> Callable[..., None]:
     """A function that runs `operator`_cuda on the current stream, for operators that run in stages.
 
-    All its calls share one scratch memory, of the size that the operator asks for with `arguments`; the keywords of a
-    call are those of the stage, beside `arguments`.
+    All its calls share one scratch memory, of the size that the operator asks for with `arguments` (and `first`, the
+    keywords of the first stage, where it wants to know those); the keywords of a call are those of the stage, beside
+    `arguments`.
     """
     native = cuda_module(operator)
-    num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**arguments)
+    num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**arguments, **(first or {}))
     workspace = allocate((num_bytes,), torch.uint8, device)
     kernel = getattr(native, f"{operator}_cuda")
     where = {"device": device.index or 0, "stream": current_stream(device)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _ops  # noqa: F401  (registers torch.ops.ovs_kernels)
 from ._arrays import accepts_arrays, integer_table
-from ._checks import expect_choice, kind_text, shape_text, wrong_value
+from ._checks import expect_choice, expect_rank, kind_text, shape_text, wrong_value
 from .windows import _two_integers
 
 # The sums of a TemplateScores, in their order, and whether large is good in the rankings made of them.
@@ -164,6 +164,8 @@ def template_entropy(
     size: tuple[int, int] | None = None,
     out_size: tuple[int, int] | None = None,
     mano: bool = False,
+    interpolate: str = "probabilities",
+    groups: Tensor | Sequence | None = None,
 ) -> TemplateScores:
     """What FLOSS ranks prompt templates by: the entropy of each template's predictions, by predicted class.
 
@@ -178,11 +180,15 @@ def template_entropy(
     size, before argmax and entropy. Averages of neighbours have a higher entropy, so the two modes rank alike, not
     equally; "patch" takes a fraction of the time. Neither makes a [P, M, K] or [M, K, H, W] array.
 
+    NACLIP's released code interpolates the cosines instead and takes the softmax of the pixels
+    (`interpolate="logits"`), and lets several query words stand for one class (`groups`): the probability of a class is
+    the largest among its queries, in p_m(x, .) above, so that the probabilities of the K classes need not sum to one.
+
     The results of several images are added: `template_entropy(a, ...) + template_entropy(b, ...)`, exactly.
 
     Args:
         features: [P, d] float patch features; in mode "pixel_exact" [n, h, w, d], one patch grid per window.
-        text_embeddings: [M, K, d] float: template m with class k.
+        text_embeddings: [M, K, d] float: template m with class k; with `groups` [M, Q, d], with query q.
         temperature: divides the cosines.
         assume_normalized: features and embeddings have unit length already; they are normalised here otherwise.
         mode: "patch" or "pixel_exact".
@@ -191,7 +197,11 @@ def template_entropy(
             order, and cover every pixel. None for one window that is the whole image. Read on the host.
         size: height H and width W of the working image, in which the boxes are ("pixel_exact").
         out_size: height and width of the original image; None is `size`.
-        mano: also collect what `TemplateScores.mano` needs (mode "patch" only).
+        mano: also collect what `TemplateScores.mano` needs (mode "patch" only, without `groups`).
+        interpolate: what is interpolated between patches in mode "pixel_exact": "probabilities" (MaskCLIP,
+            CLIP-DINOiser) or "logits" (NACLIP).
+        groups: [Q] integers, the class of each query: each of 0 to K - 1 at least once. None where each query is a
+            class. Read on the host.
 
     Returns:
         A `TemplateScores`; its arrays are of the caller's kind and on the device of `features`.
@@ -227,8 +237,9 @@ def template_entropy(
     """
     table = None if boxes is None else integer_table("template_entropy", "boxes", boxes)
     sizes = [None if value is None else _pair("template_entropy", "size", value) for value in (size, out_size)]
+    classes = None if groups is None else _class_numbers(groups)
     counts, sums = torch.ops.ovs_kernels.template_entropy(
-        features, text_embeddings, temperature, assume_normalized, mode, table, *sizes, mano
+        features, text_embeddings, temperature, assume_normalized, mode, table, *sizes, mano, interpolate, classes
     )
     mask = 2**FRACTION_BITS - 1
     total = features.shape[0] if mode == "patch" else (sizes[1] or sizes[0])[0] * (sizes[1] or sizes[0])[1]
@@ -318,6 +329,15 @@ def fuse_experts(
         return_winners,
     )
     return (result, winners) if return_winners else result
+
+
+def _class_numbers(groups: object) -> list[int]:
+    """The numbers of a one-dimensional table of integers."""
+    if isinstance(groups, (list, tuple)):
+        return integer_table("template_entropy", "groups", [groups])[0].tolist()
+    table = integer_table("template_entropy", "groups", groups)
+    expect_rank("template_entropy", "groups", table, "Q")
+    return table.tolist()
 
 
 def _pair(op: str, name: str, value: object) -> list[int]:

@@ -15,7 +15,7 @@ EXPECTED = (
     r"ovs_kernels/_C\.[^/]*so",
     r"ovs_kernels/_C\.pyi",
     r"ovs_kernels/py\.typed",
-    r"ovs_methods/cli\.py",
+    r"ovs_methods/cli/__init__\.py",
     r".*\.dist-info/.*LICENSE",
 )
 ALLOWED = re.compile(

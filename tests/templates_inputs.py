@@ -49,7 +49,7 @@ def stretched(maps, rows, columns):
     return np.einsum("yi,ijk,xj->yxk", vertical, maps, horizontal)
 
 
-def pixel_probabilities(patches, boxes, size, out_size):
+def pixel_values(patches, boxes, size, out_size):
     """[n, h, w, K] -> [Ho, Wo, K]: every window added to the frame, divided by the counts, resized."""
     total, count = np.zeros((*size, patches.shape[-1])), np.zeros((*size, 1))
     for window, (y0, x0, y1, x1) in zip(patches, boxes, strict=True):
@@ -58,13 +58,22 @@ def pixel_probabilities(patches, boxes, size, out_size):
     return stretched(total / count, *out_size)
 
 
-def places_of(features, texts, temperature, boxes=None, size=None, out_size=None):
+def places_of(
+    features, texts, temperature, boxes=None, size=None, out_size=None, interpolate="probabilities", groups=None
+):
     """For each template the probabilities [places, K], by NumPy."""
     found = []
     for embeddings in unit(texts):
-        patches = softmax(unit(features) @ embeddings.T / temperature)
+        patches = unit(features) @ embeddings.T / temperature
+        if interpolate == "probabilities":
+            patches = softmax(patches)
         if size is not None:
-            patches = pixel_probabilities(patches, boxes or [(0, 0, *size)], size, out_size or size)
+            patches = pixel_values(patches, boxes or [(0, 0, *size)], size, out_size or size)
+        if interpolate == "logits":
+            patches = softmax(patches)
+        if groups is not None:
+            queries = [np.flatnonzero(np.asarray(groups) == k) for k in range(max(groups) + 1)]
+            patches = np.stack([patches[..., of_class].max(-1) for of_class in queries], -1)
         found.append(patches.reshape(-1, patches.shape[-1]))
     return found
 

@@ -76,6 +76,43 @@ ENTROPY_CASES = {
         ValueError,
         "mano: expected False in mode 'pixel_exact' (its softrun needs logits), got True",
     ),
+    "interpolate": (
+        {**PIXELS, "interpolate": "cosines"},
+        ValueError,
+        "interpolate: expected 'probabilities' or 'logits', got 'cosines'",
+    ),
+    "interpolated patches": (
+        {"interpolate": "logits"},
+        ValueError,
+        "interpolate: expected 'probabilities' in mode 'patch', got 'logits'",
+    ),
+    "a group too few": (
+        {"groups": [0, 1]},
+        ValueError,
+        "groups: expected [Q] with Q=3 (that of text_embeddings), got [2]",
+    ),
+    "a class without a query": (
+        {"groups": [0, 2, 2]},
+        ValueError,
+        "groups: expected classes 0 to K - 1, each at least once, got no query of class 1",
+    ),
+    "a negative class": (
+        {"groups": [0, -1, 1]},
+        ValueError,
+        "groups: expected classes 0 to K - 1, each at least once, got class -1",
+    ),
+    "fractions of classes": ({"groups": [0, 0.5, 1]}, TypeError, "groups: expected integers, got a row [0, 0.5, 1]"),
+    "a table of groups": ({"groups": torch.zeros(3, 1).long()}, ValueError, "groups: expected [Q], got [3, 1]"),
+    "float groups": (
+        {"groups": torch.zeros(3)},
+        TypeError,
+        "groups: expected uint8 or int8 or int16 or int32 or int64, got float32",
+    ),
+    "MaNo of groups": (
+        {"groups": [0, 0, 1], "mano": True},
+        ValueError,
+        "mano: expected False with groups (its softmax is over the classes), got True",
+    ),
     "no boxes for two windows": (
         {**PIXELS, "boxes": None},
         ValueError,

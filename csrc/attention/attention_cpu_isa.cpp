@@ -185,7 +185,7 @@ private:
                 for (int k = 0; k < kLanes; ++k) {
                     rows[k] = k < columns ? load<V>(from + k * kTileQueries) * factor : V{};
                 }
-                transpose<T>(rows);
+                transpose_square<T>(rows);
                 OVS_UNROLL
                 for (int r = 0; r < kLanes; ++r) {
                     if (r0 + r >= count) break;

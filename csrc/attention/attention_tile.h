@@ -9,6 +9,7 @@
 #include "attention/attention_cpu.h"
 #include "common/exp2.h"
 #include "common/simd.h"
+#include "common/transpose.h"
 
 namespace ovs {
 namespace OVS_ISA {
@@ -189,30 +190,6 @@ struct AsItIs {
     using Element = T;
     OVS_INLINE static typename Tile<T>::V convert(const typename Tile<T>::V& v) { return v; }
 };
-
-// rows[r][k] becomes rows[k][r], in log2(lanes) rounds of exchanges between pairs of vectors.
-template <class T>
-OVS_INLINE void transpose(typename Tile<T>::V (&rows)[Tile<T>::kLanes]) {
-    constexpr int kLanes = Tile<T>::kLanes;
-    using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-    using Mask = Vec<Bits, kLanes>;
-    OVS_UNROLL
-    for (int step = 1; step < kLanes; step *= 2) {
-        Mask low = {}, high = {};
-        OVS_UNROLL
-        for (int k = 0; k < kLanes; ++k) {
-            low[k] = (k & step) == 0 ? k : kLanes + k - step;
-            high[k] = (k & step) == 0 ? k + step : kLanes + k;
-        }
-        OVS_UNROLL
-        for (int r = 0; r < kLanes; ++r) {
-            if ((r & step) != 0) continue;
-            const auto a = rows[r], b = rows[r + step];
-            rows[r] = shuffle(a, b, low);
-            rows[r + step] = shuffle(a, b, high);
-        }
-    }
-}
 
 }  // namespace
 }  // namespace OVS_ISA

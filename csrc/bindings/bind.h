@@ -143,9 +143,12 @@ void bind(py::module_& m, const char* name, Reader<P> read, std::size_t (*bytes)
 }
 
 void bind_adaptive(py::module_& m);
+void bind_affinity(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_crf(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_markov(py::module_& m);
+void bind_pamr(py::module_& m);
 void bind_pixels(py::module_& m);
 void bind_propagate(py::module_& m);
 void bind_templates(py::module_& m);

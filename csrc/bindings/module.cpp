@@ -71,9 +71,12 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     m.def("detected_isa", &ovs::bindings::detected_isa);
     m.def("advise_huge_pages", &ovs::bindings::advise_huge_pages, py::arg("address"), py::arg("num_bytes"));
     ovs::bindings::bind_adaptive(m);
+    ovs::bindings::bind_affinity(m);
     ovs::bindings::bind_attention(m);
+    ovs::bindings::bind_crf(m);
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_markov(m);
+    ovs::bindings::bind_pamr(m);
     ovs::bindings::bind_pixels(m);
     ovs::bindings::bind_propagate(m);
     ovs::bindings::bind_templates(m);

@@ -8,7 +8,9 @@
 // A pixel's probabilities are a fixed combination of those of patches, and the combination is separable: bilinear to
 // the window, average over the windows of a grid, bilinear to the original size are one sparse matrix per axis. Source
 // rows are stretched along x for a strip of 16 pixels of all classes, once; an image row blends two of them, or more
-// where windows overlap; the numbers never leave the cache.
+// where windows overlap; the numbers never leave the cache. The other order (interpolate_logits) stretches and blends
+// logits and takes the softmax of the pixels. Several queries may belong to one class (group_first): its probability is
+// the largest of theirs.
 //
 // fuse_experts. Between four neighbouring patches (a cell) probabilities are convex combinations of the corners'. So an
 // expert that finds its own class at all corners votes everywhere in the cell, and one that finds another class j more
@@ -33,16 +35,20 @@ namespace ovs {
 constexpr int kStrip = 16;  // pixels of a row that are worked on together; part of the layout of `strip_weight`
 
 struct TemplateEntropyParams {
-    // Products <e, f> of some templates, [templates, K, pitch] dtype. Overwritten.
+    // Products <e, f> of some templates, [templates, queries, pitch] dtype. Overwritten.
     void* logits = nullptr;
-    const void* row_scale = nullptr;   // [templates, K] dtype: what products are multiplied by to be logits
+    const void* row_scale = nullptr;   // [templates, queries] dtype: what products are multiplied by to be logits
     const uint8_t* unknown = nullptr;  // [places]: 1 where a place has no probabilities; null where all have
     int64_t* counts = nullptr;         // [templates, K], added to
     int64_t* sums = nullptr;           // [2 or 5, ..] [templates, K] at distance sum_stride, added to
     int64_t sum_stride = 0;
     int64_t num_templates = 0, num_classes = 0;
-    int64_t num_patches = 0, pitch = 0;  // pitch: patches in whole strips
+    int64_t num_queries = 0;               // num_classes without groups
+    const int32_t* group_first = nullptr;  // [K + 1]: queries group_first[k] to group_first[k + 1] - 1 are of class k
+    const int32_t* group_of = nullptr;     // [queries]: their classes; null, both, where every query is a class
+    int64_t num_patches = 0, pitch = 0;    // pitch: patches in whole strips
     bool mano = false;
+    bool interpolate_logits = false;  // of pixels: logits are interpolated, not probabilities
 
     // Pixels of the original image; out_height = 0 counts patches.
     int64_t out_height = 0, out_width = 0;
@@ -63,6 +69,30 @@ void template_entropy_cpu(const TemplateEntropyParams&, DType, void* workspace, 
 std::size_t template_entropy_cuda_workspace_bytes(const TemplateEntropyParams&);
 void template_entropy_cuda(const TemplateEntropyParams&, void* workspace, std::size_t workspace_bytes, int device,
                            void* stream);
+
+// Patches again, on a CPU in float32: the products too, of integers, where that is as exact as float32 has to be.
+struct TemplateFixedParams {
+    const float* features = nullptr;       // [patches, features] of unit length; not read where unknown
+    const float* texts = nullptr;          // [templates, queries, features]
+    const int32_t* query_order = nullptr;  // [queries]: which of `texts` a query is; null where they are in order
+    const uint8_t* unknown = nullptr;      // [patches]; null where all have features
+    int64_t* counts = nullptr;             // as above
+    int64_t* sums = nullptr;
+    int64_t sum_stride = 0;
+    // [templates]: 1 where it was counted; 0, and nothing counted, where the products of a template could be off by
+    // more than `largest_error`, or are not finite.
+    uint8_t* done = nullptr;
+    int64_t num_templates = 0, num_classes = 0, num_queries = 0, num_patches = 0, num_features = 0;
+    const int32_t* group_first = nullptr;
+    const int32_t* group_of = nullptr;
+    bool normalize = false;  // texts have any length
+    double scale = 1.0;      // products * scale are logits
+    double largest_error = 0.0;
+};
+
+std::size_t template_fixed_cpu_workspace_bytes(const TemplateFixedParams&, DType, int num_threads);
+void template_fixed_cpu(const TemplateFixedParams&, DType, void* workspace, std::size_t workspace_bytes,
+                        int num_threads, CpuIsa);
 
 // The values are part of the interface: `ovs_kernels/_ops/templates.py` holds the same table.
 enum class FuseStrategy : int { kHighest = 0, kDefaultOnConflict = 1, kAverageConflicting = 2, kAverage = 3 };

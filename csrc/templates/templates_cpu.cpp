@@ -62,6 +62,21 @@ void template_entropy_cpu(const TemplateEntropyParams& p, DType dtype, void* wor
     OVS_CHOOSE(TemplateEntropyParams, isa, template_entropy_level)(p, dtype, workspace, workspace_bytes, num_threads);
 }
 
+std::size_t template_fixed_cpu_workspace_bytes(const TemplateFixedParams& p, DType dtype, int num_threads) {
+    check_params(p);
+    OVS_REQUIRE(num_threads >= 1 && dtype == DType::kFloat32, "template_entropy: integers stand for float32");
+    Workspace counter(nullptr, 0);
+    FixedScratch(p, num_threads, counter);
+    return counter.used();
+}
+
+void template_fixed_cpu(const TemplateFixedParams& p, DType dtype, void* workspace, std::size_t workspace_bytes,
+                        int num_threads, CpuIsa isa) {
+    check_params(p);
+    if (p.num_templates == 0 || p.num_classes == 0 || p.num_patches == 0) return;
+    OVS_CHOOSE(TemplateFixedParams, isa, template_fixed_level)(p, dtype, workspace, workspace_bytes, num_threads);
+}
+
 std::size_t fuse_experts_cpu_workspace_bytes(const FuseExpertsParams& p, DType dtype, int num_threads) {
     check_params(p);
     OVS_REQUIRE(num_threads >= 1, "fuse_experts: no threads");

@@ -1,5 +1,6 @@
 // template_entropy and fuse_experts on a CPU; compiled once per instruction-set level.
 #include "templates/templates_entropy.h"
+#include "templates/templates_fixed.h"
 #include "templates/templates_fuse.h"
 
 namespace ovs {
@@ -23,6 +24,14 @@ void template_entropy_level(const TemplateEntropyParams& p, DType dtype, void* w
                             int threads) {
     dtype == DType::kFloat64 ? run_entropy<double>(p, workspace, bytes, threads)
                              : run_entropy<float>(p, workspace, bytes, threads);
+}
+
+void template_fixed_level(const TemplateFixedParams& p, DType, void* workspace, std::size_t bytes, int threads) {
+    if constexpr (kHasIntegerProducts) {
+        FixedCounter(p, workspace, bytes, threads).run();
+    } else {
+        std::fill_n(p.done, p.num_templates, uint8_t(0));
+    }
 }
 
 void fuse_experts_level(const FuseExpertsParams& p, DType dtype, void* workspace, std::size_t bytes, int threads) {

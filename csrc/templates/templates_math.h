@@ -46,11 +46,25 @@ OVS_HOST_DEVICE bool beats(T other, int64_t j, T own, int64_t e) {
 inline void check_params(const TemplateEntropyParams& p) {
     OVS_REQUIRE(p.num_templates >= 0 && p.num_classes >= 0 && p.num_patches >= 0 && p.out_height >= 0,
                 "template_entropy: negative size");
-    OVS_REQUIRE(p.num_classes <= kLargestClassCount, "template_entropy: more than 32767 classes");
+    OVS_REQUIRE(p.num_queries <= kLargestClassCount, "template_entropy: more than 32767 queries");
+    const bool groups = p.group_first != nullptr && p.group_of != nullptr;
+    OVS_REQUIRE(groups ? p.num_queries >= p.num_classes : p.num_queries == p.num_classes,
+                "template_entropy: queries without groups");
+    OVS_REQUIRE(!groups || !p.mano, "template_entropy: MaNo of groups");
+    OVS_REQUIRE(p.out_height > 0 || !p.interpolate_logits, "template_entropy: interpolated logits of patches");
     OVS_REQUIRE(p.pitch % kStrip == 0 && p.pitch >= p.num_patches, "template_entropy: patches not in whole strips");
     OVS_REQUIRE(p.out_height == 0 || !p.mano, "template_entropy: MaNo of pixels");
     const int64_t patches = p.window_rows * p.window_columns * p.grid_height * p.grid_width;
     OVS_REQUIRE(p.out_height == 0 || patches == p.num_patches, "template_entropy: windows do not make up the patches");
+}
+
+inline void check_params(const TemplateFixedParams& p) {
+    OVS_REQUIRE(p.num_templates >= 0 && p.num_classes >= 0 && p.num_patches >= 0 && p.num_features >= 0,
+                "template_entropy: negative size");
+    OVS_REQUIRE(p.num_queries <= kLargestClassCount, "template_entropy: more than 32767 queries");
+    const bool groups = p.group_first != nullptr && p.group_of != nullptr;
+    OVS_REQUIRE(groups ? p.num_queries >= p.num_classes : p.num_queries == p.num_classes,
+                "template_entropy: queries without groups");
 }
 
 inline void check_params(const FuseExpertsParams& p) {

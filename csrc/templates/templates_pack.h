@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/exp2.h"
 #include "common/simd.h"
 #include "templates/templates.h"
 
@@ -207,6 +208,19 @@ OVS_INLINE Pack<double> exp_of_negative(const Pack<double>& x) {
     Pack<double> r;
     OVS_FOR_VECTORS(double, i) {
         for (int l = 0; l < Pack<double>::kLanes; ++l) r.v[i][l] = __builtin_exp(x.v[i][l]);
+    }
+    return r;
+}
+
+// 2^x for x <= 0, and a little above; exactly zero from -127 (-1023) on, NaN for NaN.
+template <class T>
+OVS_INLINE Pack<T> exp2_of_negative(const Pack<T>& x) {
+    using V = typename Pack<T>::V;
+    constexpr T kLowest = sizeof(T) == 8 ? T(-1023) : T(-127);
+    Pack<T> r;
+    OVS_FOR_VECTORS(T, i) {
+        const V lowest = V{} + kLowest;
+        r.v[i] = exp2_vector<V>(x.v[i] < lowest ? lowest : x.v[i]);
     }
     return r;
 }

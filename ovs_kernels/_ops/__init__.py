@@ -100,9 +100,12 @@ def register(
 # Each registers its operators.
 from . import (  # noqa: E402
     adaptive,  # noqa: F401
+    affinity,  # noqa: F401
     attention,  # noqa: F401
+    crf,  # noqa: F401
     graph,  # noqa: F401
     markov,  # noqa: F401
+    pamr,  # noqa: F401
     pixels,  # noqa: F401
     propagate,  # noqa: F401
     templates,  # noqa: F401

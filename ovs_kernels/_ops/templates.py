@@ -25,18 +25,22 @@ from .._checks import (
 )
 from ..reference import templates as reference
 from . import register
-from .templates_tables import STRIP, Tables, tables
+from .templates_tables import STRIP, Tables, group_tables, tables
 from .windows import MAX_EXTENT, _first_uncovered
 
 ENTROPY = "template_entropy"
 FUSE = "fuse_experts"
 MODES = ("patch", "pixel_exact")
+INTERPOLATE = ("probabilities", "logits")
 STRATEGIES = {"highest": 0, "default_on_conflict": 1, "average_conflicting": 2, "average": 3}  # the core's FuseStrategy
 # Most places of a call: their sums, in units of 2^-32, stay below 2^63.
 MAX_PLACES, MAX_MANO_PLACES = 2**26, 2**22
 MAX_CLASSES = 2**15 - 1  # the core keeps classes in 16 bits
 # Bytes of a tile of logits: some templates, as many as stay in a cache between the product and what follows.
 CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
+# Products of integers: shorter vectors hardly ever meet the bound, and few patches are not worth the packing.
+FLOAT32_EPSILON = 2.0**-23
+LEAST_INTEGER_FEATURES, LEAST_INTEGER_PATCHES = 128, 64
 # Columns of a product at a time on a CPU: MKL is faster there than with a product of some ten thousand columns.
 PRODUCT_COLUMNS = 1024
 
@@ -47,6 +51,7 @@ class EntropyPlan:
 
     num_templates: int
     num_classes: int
+    num_queries: int
     num_features: int
     num_sums: int
     num_patches: int
@@ -150,22 +155,52 @@ def _check_regular(op: str, table: tuple[tuple[int, ...], ...]) -> None:
         wrong_value(op, "boxes", expected, got)
 
 
+def _check_groups(groups: list[int], num_queries: int, mano: bool) -> int:
+    """The number of classes that the queries are of."""
+    if mano:
+        wrong_value(ENTROPY, "mano", "False with groups (its softmax is over the classes)", mano)
+    if len(groups) != num_queries:
+        expected = f"[Q] with Q={num_queries} (that of text_embeddings)"
+        wrong_value(ENTROPY, "groups", expected, shape_text((len(groups),)))
+    present = set(groups)
+    if min(present) < 0 or max(present) + 1 != len(present):
+        missing = min(present) if min(present) < 0 else next(k for k in range(max(present)) if k not in present)
+        got = f"class {missing}" if missing < 0 else f"no query of class {missing}"
+        wrong_value(ENTROPY, "groups", "classes 0 to K - 1, each at least once", got)
+    return len(present)
+
+
 def plan_entropy(
-    features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, fake=False
+    features,
+    text_embeddings,
+    temperature,
+    assume_normalized,
+    mode,
+    boxes,
+    size,
+    out_size,
+    mano,
+    interpolate,
+    groups,
+    fake=False,
 ) -> EntropyPlan:
     """All checks of `template_entropy`; the arguments are those of the schema, `fake` leaves values unread."""
     expect_choice(ENTROPY, "mode", mode, MODES)
+    expect_choice(ENTROPY, "interpolate", interpolate, INTERPOLATE)
     _check_pair(ENTROPY, features, "text_embeddings", text_embeddings)
     expect_rank(ENTROPY, "features", features, "P, d" if mode == "patch" else "n, h, w, d")
     num_features = features.shape[-1]
     sizes = expect_shape(ENTROPY, "text_embeddings", text_embeddings, "M, K, d", {"d": num_features}, "features")
     _check_counts(ENTROPY, "text_embeddings", num_features, sizes["K"])
     expect_positive(ENTROPY, "temperature", temperature)
+    num_classes = sizes["K"] if groups is None else _check_groups(groups, sizes["K"], mano)
     table = None
     if mode == "patch":
         for name, value in (("boxes", boxes), ("size", size), ("out_size", out_size)):
             if value is not None:
                 wrong_value(ENTROPY, name, "None in mode 'patch'", "a value")
+        if interpolate != INTERPOLATE[0]:
+            wrong_value(ENTROPY, "interpolate", f"{INTERPOLATE[0]!r} in mode 'patch'", repr(interpolate))
     else:
         if mano:
             wrong_value(ENTROPY, "mano", "False in mode 'pixel_exact' (its softrun needs logits)", mano)
@@ -184,6 +219,7 @@ def plan_entropy(
                 _check_regular(ENTROPY, table)
     p = EntropyPlan(
         sizes["M"],
+        num_classes,
         sizes["K"],
         num_features,
         5 if mano else 2,
@@ -302,26 +338,62 @@ NO_PIXELS = dict.fromkeys(
 )
 
 
-def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normalized, mano, counts, sums, on_cuda):
+def _suits_integers(p: EntropyPlan, mano: bool, on_cuda: bool) -> bool:
+    """Whether products of integers are worth trying; MaNo is not a function of differences of logits."""
+    suits = p.num_features >= LEAST_INTEGER_FEATURES and p.num_patches >= LEAST_INTEGER_PATCHES
+    return suits and p.out_size is None and p.compute_dtype == torch.float32 and not mano and not on_cuda
+
+
+def _count_fixed(p: EntropyPlan, unit, unknown, texts, options, counts, sums) -> list[int]:
+    """Patches by products of integers, where those are exact enough; returns the templates that are left."""
+    temperature, assume_normalized, *_, groups = options
+    classes = group_tables(groups, unit.device)
+    done = torch.zeros(p.num_templates, dtype=torch.uint8)
+    arguments = {
+        "features": unit.data_ptr(),
+        "texts": texts.data_ptr(),
+        "query_order": 0 if classes.order is None else classes.order.data_ptr(),
+        "unknown": _mask_pointer(unknown, False),
+        "counts": counts.data_ptr(),
+        "sums": sums.data_ptr(),
+        "sum_stride": p.num_templates * p.num_classes,
+        "done": done.data_ptr(),
+        "num_templates": p.num_templates,
+        "num_classes": p.num_classes,
+        "num_queries": p.num_queries,
+        "num_patches": p.num_patches,
+        "num_features": p.num_features,
+        "normalize": not assume_normalized,
+        "scale": 1.0 / temperature,
+        "largest_error": p.num_features * FLOAT32_EPSILON,
+        "dtype": _native.DTYPES[torch.float32],
+        **classes.fields(),
+    }
+    _native.call_cpu("template_fixed", unit.device, arguments)
+    return (done == 0).nonzero()[:, 0].tolist()
+
+
+def _count_templates(p: EntropyPlan, unit, unknown, grid, texts, options, counts, sums, on_cuda):
     """Products of some templates at a time, each handed to the core while it is in the cache."""
-    device = features.device
-    grid = tuple(features.shape[1:3]) if p.out_size else None
-    unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
-    pixels = NO_PIXELS
+    temperature, assume_normalized, *_, mano, interpolate, groups = options
+    device = unit.device
+    classes = group_tables(groups, device)
+    fields = classes.fields() | NO_PIXELS
     if p.out_size is not None:
         t = tables(p.boxes, grid, p.size, p.out_size, p.compute_dtype, device)
-        pixels = _pixel_fields(p, t, grid)
+        fields |= _pixel_fields(p, t, grid)
         if on_cuda or bool(unknown.any()):
             unknown = _unknown_pixels(p, t, grid, unknown)
     pitch = math.ceil(p.num_patches / STRIP) * STRIP
     columns = torch.zeros(p.num_features, pitch, dtype=p.compute_dtype, device=device)
     columns[:, : p.num_patches] = unit.t()
     tile = CUDA_TILE if on_cuda else CPU_TILE
-    per_tile = max(1, min(p.num_templates, tile // (p.num_classes * pitch * p.compute_dtype.itemsize)))
-    logits = _native.allocate((per_tile * p.num_classes, pitch), p.compute_dtype, device)
+    per_tile = max(1, min(p.num_templates, tile // (p.num_queries * pitch * p.compute_dtype.itemsize)))
+    logits = _native.allocate((per_tile * p.num_queries, pitch), p.compute_dtype, device)
     run = _runner(ENTROPY, on_cuda, device, p.compute_dtype)
     for first in range(0, p.num_templates, per_tile):
         part = texts[first : first + per_tile]
+        part = part if classes.order is None else part[:, classes.order]
         rows = part.reshape(-1, p.num_features)
         if assume_normalized:  # a NaN is seen in the logits; to look for it here would cost as much as what follows
             scale = torch.full((len(rows),), 1.0 / temperature, dtype=p.compute_dtype, device=device)
@@ -338,17 +410,32 @@ def _count_templates(p: EntropyPlan, features, texts, temperature, assume_normal
             sum_stride=p.num_templates * p.num_classes,
             num_templates=len(part),
             num_classes=p.num_classes,
+            num_queries=p.num_queries,
             num_patches=p.num_patches,
             pitch=pitch,
             mano=mano,
-            **pixels,
+            interpolate_logits=interpolate == "logits",
+            **fields,
         )
 
 
 def _entropy(
-    features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, on_cuda: bool
+    features,
+    text_embeddings,
+    temperature,
+    assume_normalized,
+    mode,
+    boxes,
+    size,
+    out_size,
+    mano,
+    interpolate,
+    groups,
+    on_cuda: bool,
 ):
-    p = plan_entropy(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano)
+    groups = None if groups is None else tuple(groups)
+    options = (temperature, assume_normalized, mode, boxes, size, out_size, mano, interpolate, groups)
+    p = plan_entropy(features, text_embeddings, *options)
     features, texts = features.to(p.compute_dtype), text_embeddings.to(p.compute_dtype)
     counts = torch.zeros(p.num_templates, p.num_classes, dtype=torch.int64, device=features.device)
     sums = counts.new_zeros(p.num_sums, *counts.shape)
@@ -356,9 +443,19 @@ def _entropy(
         return counts, sums
     if _native.use_reference(on_cuda, p.compute_dtype):
         boxes = None if p.boxes is None else torch.tensor(p.boxes)
-        arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano)
+        arguments = (temperature, assume_normalized, mode, boxes, p.size, p.out_size, mano, interpolate, groups)
         return reference.template_entropy(features, texts, *arguments)
-    _count_templates(p, features, texts.contiguous(), temperature, assume_normalized, mano, counts, sums, on_cuda)
+    grid, texts = features.shape[1:3], texts.contiguous()
+    unit, unknown = _unit_rows(features.reshape(-1, p.num_features), assume_normalized)
+    left = list(range(p.num_templates))
+    if _suits_integers(p, mano, on_cuda):
+        left = _count_fixed(p, unit, unknown, texts, options, counts, sums)
+    if len(left) == p.num_templates:
+        _count_templates(p, unit, unknown, grid, texts, options, counts, sums, on_cuda)
+    elif left:
+        part, some = dataclasses.replace(p, num_templates=len(left)), (counts[left], sums[:, left])
+        _count_templates(part, unit, unknown, grid, texts[left], options, *some, on_cuda)
+        counts[left], sums[:, left] = some
     return counts, sums
 
 
@@ -427,8 +524,8 @@ def _fuse(features, experts, size, boxes, strategy, temperature, assume_normaliz
     return result.to(dtype), found
 
 
-def _entropy_fake(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano):
-    p = plan_entropy(features, text_embeddings, temperature, assume_normalized, mode, boxes, size, out_size, mano, True)
+def _entropy_fake(features, text_embeddings, *options):
+    p = plan_entropy(features, text_embeddings, *options, fake=True)
     counts = features.new_empty((p.num_templates, p.num_classes), dtype=torch.int64)
     return counts, features.new_empty((p.num_sums, *counts.shape), dtype=torch.int64)
 
@@ -444,11 +541,13 @@ def _entropy_samples(device: str) -> list[tuple]:
     features = torch.randn(2, 3, 4, 6, generator=generator).to(device)
     texts = torch.randn(3, 5, 6, generator=generator).to(device)
     boxes = torch.tensor([[0, 0, 9, 8], [0, 3, 9, 11]])
+    straight = ("probabilities", None)
     return [
-        (features.view(-1, 6), texts, 0.1, False, "patch", None, None, None, True),
-        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], [13, 10], False),
-        (features[:1].clone().requires_grad_(), texts, 0.1, False, "pixel_exact", None, [7, 9], None, False),
-        (features.view(-1, 6).double(), texts.double(), 0.1, True, "patch", None, None, None, False),
+        (features.view(-1, 6), texts, 0.1, False, "patch", None, None, None, True, *straight),
+        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], [13, 10], False, *straight),
+        (features[:1].clone().requires_grad_(), texts, 0.1, False, "pixel_exact", None, [7, 9], None, False, *straight),
+        (features.view(-1, 6).double(), texts.double(), 0.1, True, "patch", None, None, None, False, *straight),
+        (features, texts, 0.1, False, "pixel_exact", boxes, [9, 11], None, False, "logits", [2, 0, 1, 0, 2]),
     ]
 
 
@@ -467,7 +566,7 @@ def _fuse_samples(device: str) -> list[tuple]:
 
 register(
     "template_entropy(Tensor features, Tensor text_embeddings, float temperature, bool assume_normalized, str mode, "
-    "Tensor? boxes, int[]? size, int[]? out_size, bool mano) -> (Tensor, Tensor)",
+    "Tensor? boxes, int[]? size, int[]? out_size, bool mano, str interpolate, int[]? groups) -> (Tensor, Tensor)",
     cpu=functools.partial(_entropy, on_cuda=False),
     cuda=functools.partial(_entropy, on_cuda=True),
     fake=_entropy_fake,

@@ -114,3 +114,29 @@ def tables(
         _uses(down, len(rows) * grid[0]),
         _uses(across, len(columns) * grid[1]),
     ).to(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupTables:
+    """The core's tables of queries in the order of their classes; all None where every query is a class."""
+
+    order: Tensor | None  # [Q] int32: which query comes first, second, ...; None where they are in order
+    first: Tensor | None  # [K + 1] int32: where each class begins
+    of: Tensor | None  # [Q] int32: the class of each query, in their order
+
+    def fields(self) -> dict[str, int]:
+        """The core's fields."""
+        tables = {"group_first": self.first, "group_of": self.of}
+        return {name: 0 if table is None else table.data_ptr() for name, table in tables.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def group_tables(groups: tuple[int, ...] | None, device: torch.device) -> GroupTables:
+    """The tables of these groups; kept, so that a second CUDA call copies nothing."""
+    if groups is None:
+        return GroupTables(None, None, None)
+    order = sorted(range(len(groups)), key=groups.__getitem__)
+    of = torch.tensor([groups[query] for query in order], dtype=torch.int32)
+    first = torch.cat((of.new_zeros(1), torch.bincount(of).cumsum(0))).to(torch.int32)
+    moved = None if order == sorted(order) else torch.tensor(order, dtype=torch.int32).to(device)
+    return GroupTables(moved, first.to(device), of.to(device))

@@ -1,9 +1,12 @@
 """The operators in plain PyTorch, any float dtype, any device: definition, oracle and fallback."""
 
 from .adaptive import adaptive_conv, adaptive_conv_filters_backward, adaptive_conv_input_backward
+from .affinity import affinity_pool
 from .attention import attention_mean
+from .crf import dense_crf, permutohedral_filter
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
+from .pamr import pamr, pamr_backward, pamr_weights
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
 from .templates import fuse_experts, template_entropy
@@ -15,7 +18,9 @@ __all__ = [
     "adaptive_conv",
     "adaptive_conv_filters_backward",
     "adaptive_conv_input_backward",
+    "affinity_pool",
     "attention_mean",
+    "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
     "joint_bilateral_upsample",
@@ -26,6 +31,10 @@ __all__ = [
     "markov_velocity",
     "merge_windows",
     "merge_windows_backward",
+    "pamr",
+    "pamr_backward",
+    "pamr_weights",
+    "permutohedral_filter",
     "pixel_features",
     "sinkhorn",
     "template_entropy",

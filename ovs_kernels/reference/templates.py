@@ -28,6 +28,8 @@ def template_entropy(
     size: Sequence[int] | None = None,
     out_size: Sequence[int] | None = None,
     mano: bool = False,
+    interpolate: str = "probabilities",
+    groups: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Counts, and sums of what ranks a template, by template and predicted class.
 
@@ -38,7 +40,10 @@ def template_entropy(
         counts[m, k] += 1      sums[0, m, k] += H_m(x)           sums[1, m, k] += p_m(x, k)
 
     with x the patches in mode "patch" and the pixels of the original image in "pixel_exact": there p_m(x, .) is p_m of
-    the patches, upsampled to each window, averaged over the windows, and resized. With `mano`, mode "patch" only::
+    the patches, upsampled to each window, averaged over the windows, and resized; with `interpolate="logits"` that is
+    done to q_m instead, and p_m(x, .) is the softmax of the result. With `groups` the embeddings are those of queries,
+    and p_m(x, k) for a class k is the largest of the probabilities of its queries, so that p_m(x, .) need not sum to
+    one. With `mano`, mode "patch" without groups only::
 
         sums[2] += sum_j p_m(x, j)^4     sums[3] += sum_j (v_j / sum_i v_i)^4, v = 1 + q + q^2 / 2
         sums[4] += - 1/K sum_j ln p_m(x, j)
@@ -56,21 +61,28 @@ def template_entropy(
         size: height and width of the working image.
         out_size: height and width of the original image.
         mano: also the three sums for MaNo.
+        interpolate: what is interpolated between patches in mode "pixel_exact": "probabilities" or "logits".
+        groups: the class of each query, 0 to K - 1.
 
     Returns:
         counts [M, K] int64, and sums [S, M, K] int64 in units of 2^-32, S = 5 with `mano`, else 2.
     """
-    num_templates, num_classes, _ = text_embeddings.shape
+    num_templates, num_queries, _ = text_embeddings.shape
+    num_classes = num_queries if groups is None else max(groups) + 1
     features = unit_rows(features, assume_normalized)
     texts = text_embeddings if assume_normalized else unit_rows(text_embeddings, False)
     counts = torch.zeros(num_templates, num_classes, dtype=torch.int64, device=features.device)
     sums = torch.zeros(5 if mano else 2, num_templates, num_classes, dtype=torch.int64, device=features.device)
     for m in range(num_templates):
         logits = features.reshape(-1, features.shape[-1]) @ texts[m].t() / temperature
-        places = torch.softmax(logits, -1)
+        places = logits if interpolate == "logits" else torch.softmax(logits, -1)
         if mode == "pixel_exact":
-            grids = places.reshape(*features.shape[:3], num_classes).permute(0, 3, 1, 2).contiguous()
+            grids = places.reshape(*features.shape[:3], num_queries).permute(0, 3, 1, 2).contiguous()
             places = _pixels(grids, boxes, size, out_size).flatten(1).t()
+        if interpolate == "logits":
+            places = torch.softmax(places, -1)
+        if groups is not None:
+            places = _best_of_groups(places, groups, num_classes)
         terms = [torch.special.entr(places).sum(-1), places.amax(-1)]
         if mano:
             taylor = 1 + logits + logits * logits / 2
@@ -92,8 +104,14 @@ def unit_rows(rows: Tensor, assume_normalized: bool) -> Tensor:
     return torch.where(usable, rows if assume_normalized else rows / norms, torch.nan)
 
 
+def _best_of_groups(places: Tensor, groups: Sequence[int], num_classes: int) -> Tensor:
+    """Probabilities [places, queries] -> [places, K], the largest of each class."""
+    members = [[query for query, group in enumerate(groups) if group == k] for k in range(num_classes)]
+    return torch.stack([places[:, queries].amax(-1) for queries in members], -1)
+
+
 def _pixels(grids: Tensor, boxes: Tensor, size: Sequence[int], out_size: Sequence[int]) -> Tensor:
-    """Probabilities [n, K, h, w] of the patches -> [K, Ho, Wo] of the pixels."""
+    """Probabilities, or logits, [n, K, h, w] of the patches -> [K, Ho, Wo] of the pixels."""
     total = grids.new_zeros(grids.shape[1], *size)
     count = grids.new_zeros(*size)
     for grid, (y0, x0, y1, x1) in zip(grids, boxes.tolist(), strict=True):

@@ -19,8 +19,9 @@ from .images import open_image, resize_argmax
 from .methods import ATTENTION_METHODS
 from .methods.coarse import patch_scores
 from .methods.lposs import patch_stage, propagate_view
+from .options import SegmentOptions, run_settings
 from .outputs import OutputPaths, Stopwatch, file_identity
-from .pipeline import Segmenter, SegmentOptions, run_settings
+from .pipeline import Segmenter
 from .vocabulary import Point
 
 METHODS_SHOWN = ("coarse", "lposs", "lposs+", "dslo-op", "dslo-mv")

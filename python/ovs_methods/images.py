@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # What Pillow's decoders raise on damaged files, apart from its own bomb check.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError)
-_ARGMAX_BYTES = 64 * 2**20
+_BAND_BYTES = 64 * 2**20
 
 
 def open_image(path: Path | str) -> "Image":
@@ -113,6 +114,33 @@ def to_tensor(photo: "Image", size: tuple[int, int]) -> Tensor:
     return to_bytes(photo, size).float().div_(255)
 
 
+def resized_bands(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Scores resized bilinearly to the size of a photo, some rows of it at a time.
+
+    Args:
+        scores: [C, h, w] float; NaN becomes the least number.
+        size: (H, W) of the photo.
+
+    Yields:
+        The first row, the one after the last, and their scores [C, rows, W], at most 64 MiB with what it takes to
+        make them (or one row).
+    """
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores = scores.float()
+    limit = torch.finfo(scores.dtype).max / 4  # infinities would turn into NaN between two pixels
+    scores = scores.nan_to_num(nan=-limit, posinf=limit, neginf=-limit)
+    channels, h, _ = scores.shape
+    height, width = size
+    rows = max(1, _BAND_BYTES // (2 * scores.element_size() * channels * width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        source = ((torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (h / height) - 0.5).clamp_(min=0)
+        first = source.floor().long()
+        second = (first + 1).clamp_(max=h - 1)
+        band = torch.lerp(scores[:, first], scores[:, second], (source - first).to(scores.dtype)[:, None])
+        yield top, bottom, F.interpolate(band[None], (bottom - top, width), mode="bilinear", align_corners=False)[0]
+
+
 def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Label of every pixel of the photo: argmax of the bilinearly resized scores.
 
@@ -125,20 +153,7 @@ def resize_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         [H, W] int64, the smallest index where classes tie.
     """
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
-    limit = torch.finfo(scores.dtype).max / 4  # infinities would turn into NaN between two pixels
-    scores = scores.nan_to_num(nan=-limit, posinf=limit, neginf=-limit)
-    channels, h, _ = scores.shape
-    height, width = size
-    rows = max(1, _ARGMAX_BYTES // (2 * scores.element_size() * channels * width))
-    labels = torch.empty(height, width, dtype=torch.int64)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        source = ((torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (h / height) - 0.5).clamp_(min=0)
-        first = source.floor().long()
-        second = (first + 1).clamp_(max=h - 1)
-        band = torch.lerp(scores[:, first], scores[:, second], (source - first).to(scores.dtype)[:, None])
-        band = F.interpolate(band[None], (bottom - top, width), mode="bilinear", align_corners=False)[0]
+    labels = torch.empty(size, dtype=torch.int64)
+    for top, bottom, band in resized_bands(scores, size):
         labels[top:bottom] = band.argmax(0)
     return labels

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -80,6 +81,11 @@ def file_identity(path: Path) -> dict[str, Any]:
     """Name, size and time of change: enough to see that an input is still the same file."""
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def content_identity(path: Path) -> dict[str, Any]:
+    """Name and content of a small file."""
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def write_outputs(

@@ -86,8 +86,12 @@ struct EntropyCase {
     int64_t templates, classes, patches;
     Axis rows, columns;  // no outputs: patches are counted
     bool mano = false, quick = false;
-    int64_t marked = -1;  // a place without probabilities
+    int64_t marked = -1;     // a place without probabilities
+    bool by_logits = false;  // pixels from interpolated logits
+    int64_t group_size = 1;  // queries of each class but the first, which has one
 
+    int64_t queries() const { return 1 + (classes - 1) * group_size; }
+    int64_t class_of(int64_t query) const { return (query + group_size - 1) / group_size; }
     bool pixels() const { return rows.out > 0; }
     int64_t places() const { return pixels() ? rows.out * columns.out : patches; }
     int64_t kinds() const { return mano ? 5 : 2; }
@@ -105,9 +109,9 @@ Tally expected_tally(const EntropyCase& c, const std::vector<float>& products, c
     Tally tally = {std::vector<int64_t>(index(cells), 0), Numbers(index(cells * c.kinds()), 0.0)};
     for (int64_t m = 0; m < c.templates; ++m) {
         const auto logits_of = [&](int64_t patch) {
-            Numbers logits(index(c.classes));
-            for (int64_t k = 0; k < c.classes; ++k) {
-                const int64_t row = m * c.classes + k;
+            Numbers logits(index(c.queries()));
+            for (int64_t k = 0; k < c.queries(); ++k) {
+                const int64_t row = m * c.queries() + k;
                 logits[index(k)] =
                     static_cast<double>(products[index(row * pitch + patch)]) * static_cast<double>(scale[index(row)]);
             }
@@ -115,7 +119,7 @@ Tally expected_tally(const EntropyCase& c, const std::vector<float>& products, c
         };
         for (int64_t place = 0; place < c.places(); ++place) {
             if (place == c.marked) continue;
-            Numbers shares(index(c.classes), 0.0), logits;
+            Numbers shares(index(c.queries()), 0.0), logits;
             if (!c.pixels()) {
                 logits = logits_of(place);
                 shares = softmax(logits);
@@ -125,10 +129,18 @@ Tally expected_tally(const EntropyCase& c, const std::vector<float>& products, c
                         const int64_t window = r / c.rows.patches * c.columns.windows + s / c.columns.patches;
                         const int64_t patch =
                             (window * c.rows.patches + r % c.rows.patches) * c.columns.patches + s % c.columns.patches;
-                        const Numbers more = softmax(logits_of(patch));
+                        const Numbers more = c.by_logits ? logits_of(patch) : softmax(logits_of(patch));
                         for (std::size_t k = 0; k < shares.size(); ++k) shares[k] += down * across * more[k];
                     }
                 }
+                if (c.by_logits) shares = softmax(shares);
+            }
+            if (c.group_size > 1) {
+                Numbers of_classes(index(c.classes), 0.0);
+                for (int64_t q = 0; q < c.queries(); ++q) {
+                    of_classes[index(c.class_of(q))] = std::max(of_classes[index(c.class_of(q))], shares[index(q)]);
+                }
+                shares = of_classes;
             }
             const auto best = std::max_element(shares.begin(), shares.end());
             const int64_t at = m * c.classes + (best - shares.begin());
@@ -156,8 +168,13 @@ Tally expected_tally(const EntropyCase& c, const std::vector<float>& products, c
 
 std::string check_entropy(const EntropyCase& c) {
     const int64_t pitch = (c.patches + kStrip - 1) / kStrip * kStrip, cells = c.templates * c.classes;
-    const std::vector<float> products = random_numbers(cells * pitch, -1.0, 1.0, 3);
-    const std::vector<float> scale = random_numbers(cells, 4.0, 6.0, 4);
+    const std::vector<float> products = random_numbers(c.templates * c.queries() * pitch, -1.0, 1.0, 3);
+    const std::vector<float> scale = random_numbers(c.templates * c.queries(), 4.0, 6.0, 4);
+    std::vector<int32_t> group_first(index(c.classes + 1)), group_of(index(c.queries()));
+    for (int64_t k = 0; k <= c.classes; ++k) {
+        group_first[index(k)] = static_cast<int32_t>(k == 0 ? 0 : 1 + (k - 1) * c.group_size);
+    }
+    for (int64_t q = 0; q < c.queries(); ++q) group_of[index(q)] = static_cast<int32_t>(c.class_of(q));
     std::vector<uint8_t> unknown(index(c.places()), 0);
     if (c.marked >= 0) unknown[index(c.marked)] = 1;
     std::vector<int32_t> order, row_first = {0}, row_source, strip_first = {0}, strip_source;
@@ -190,7 +207,7 @@ std::string check_entropy(const EntropyCase& c) {
         d_strip_weight(strip_weight);
     const DeviceArray<uint8_t> d_unknown(unknown);
     const DeviceArray<int32_t> d_order(order), d_row_first(row_first), d_row_source(row_source),
-        d_strip_first(strip_first), d_strip_source(strip_source);
+        d_strip_first(strip_first), d_strip_source(strip_source), d_group_first(group_first), d_group_of(group_of);
     const DeviceArray<int64_t> counts(std::vector<int64_t>(index(cells), 5));  // added to
     const DeviceArray<int64_t> sums(std::vector<int64_t>(index(cells * c.kinds()), 7));
     TemplateEntropyParams p;
@@ -202,9 +219,15 @@ std::string check_entropy(const EntropyCase& c) {
     p.sum_stride = cells;
     p.num_templates = c.templates;
     p.num_classes = c.classes;
+    p.num_queries = c.queries();
+    if (c.group_size > 1) {
+        p.group_first = d_group_first.data();
+        p.group_of = d_group_of.data();
+    }
     p.num_patches = c.patches;
     p.pitch = pitch;
     p.mano = c.mano;
+    p.interpolate_logits = c.by_logits;
     p.out_height = c.rows.out;
     p.out_width = c.columns.out;
     p.grid_height = c.rows.patches;
@@ -249,9 +272,9 @@ std::vector<EntropyCase> entropy_cases() {
         {"patches: MaNo, a tally in global memory", 1, 1100, 5, none, none, true},
     };
     const auto add = [&](const char* name, int64_t templates, int64_t classes, const Axis& rows, const Axis& columns,
-                         bool quick = false, int64_t marked = -1) {
+                         bool quick = false, int64_t marked = -1, bool by_logits = false, int64_t group_size = 1) {
         const int64_t patches = rows.windows * rows.patches * columns.windows * columns.patches;
-        list.push_back({name, templates, classes, patches, rows, columns, false, quick, marked});
+        list.push_back({name, templates, classes, patches, rows, columns, false, quick, marked, by_logits, group_size});
     };
     add("pixels: one", 1, 3, make_axis(1, 2, 1, true), make_axis(1, 3, 1, true), true);
     add("pixels: one window", 2, 9, make_axis(1, 3, 17, true), make_axis(1, 4, 21, true), true);
@@ -259,6 +282,14 @@ std::vector<EntropyCase> entropy_cases() {
     add("pixels: windows side by side", 1, 5, make_axis(2, 2, 18, false), make_axis(3, 2, 33, false));
     add("pixels: windows on each other", 2, 8, make_axis(2, 3, 19, true), make_axis(2, 2, 40, true));
     add("pixels: a tally in global memory", 1, 2100, make_axis(1, 1, 2, true), make_axis(1, 2, 5, true));
+    add("pixels: groups", 2, 5, make_axis(1, 3, 17, true), make_axis(2, 2, 21, false), true, -1, false, 3);
+    add("pixels of logits: one", 1, 3, make_axis(1, 2, 1, true), make_axis(1, 3, 1, true), false, -1, true);
+    add("pixels of logits: windows on each other", 2, 9, make_axis(2, 3, 19, true), make_axis(2, 2, 40, true), true, 7,
+        true);
+    add("pixels of logits: groups", 2, 7, make_axis(1, 3, 17, true), make_axis(1, 4, 35, true), true, -1, true, 2);
+    add("pixels of logits: one class of one query, one of nine", 1, 2, make_axis(1, 2, 9, true),
+        make_axis(1, 3, 18, true), false, -1, true, 9);
+    list.push_back({"patches: groups", 2, 6, 45, none, none, false, true, 3, false, 4});
     return list;
 }
 
@@ -423,7 +454,7 @@ std::vector<FuseCase> fuse_cases() {
 std::string check_limits() {
     TemplateEntropyParams e;
     e.num_templates = 1;
-    e.num_classes = 2;
+    e.num_classes = e.num_queries = 2;
     e.num_patches = 3;
     e.pitch = kStrip;
     const auto refuse_entropy = [&](const char* name, auto change) {
@@ -434,7 +465,13 @@ std::string check_limits() {
     refuse_entropy("a negative size", [](auto& p) { p.num_patches = -1; });
     refuse_entropy("a broken strip", [](auto& p) { p.pitch = kStrip + 1; });
     refuse_entropy("a pitch below the patches", [](auto& p) { p.pitch = 0; });
-    refuse_entropy("too many classes", [](auto& p) { p.num_classes = 32768; });
+    refuse_entropy("too many classes", [](auto& p) { p.num_classes = p.num_queries = 32768; });
+    const int32_t groups[] = {0, 0, 1};
+    refuse_entropy("queries without groups", [](auto& p) { p.num_queries = 3; });
+    refuse_entropy("fewer queries than classes",
+                   [&](auto& p) { p.group_first = p.group_of = groups, p.num_queries = 1; });
+    refuse_entropy("MaNo of groups", [&](auto& p) { p.group_first = p.group_of = groups, p.mano = true; });
+    refuse_entropy("interpolated patches", [](auto& p) { p.interpolate_logits = true; });
     refuse_entropy("MaNo of pixels", [](auto& p) { p.mano = true, p.out_height = 4; });
     refuse_entropy("windows of other patches", [](auto& p) { p.out_height = 4, p.grid_height = 2; });
     expect_refusal("no mask", [&] { ovs::template_entropy_cuda(e, nullptr, 0, 0, nullptr); });

@@ -75,19 +75,41 @@ def quokka() -> Annotated:
     return Annotated(path, np.asarray(mask))
 
 
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory) -> Path:
-    """A CLIP of open_clip's own architecture, three blocks of 64 numbers, patches of 16, with random weights."""
+def make_clip(folder: Path, seed: int, **changed) -> Path:
+    """A CLIP of open_clip's own architecture, made small, with random weights, as `local-dir:` takes it."""
     open_clip = models("open_clip")
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"image_size": 64, "layers": 3, "width": 64, "head_width": 32, "patch_size": 16}
+    vision = {"image_size": 64, "layers": 3, "width": 64, "head_width": 32, "patch_size": 16, **changed}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
     config = {"model_cfg": {"embed_dim": 48, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     torch.save(made.state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """Three blocks of 64 numbers, patches of 16."""
+    return make_clip(tmp_path_factory.mktemp("clip"), 0)
+
+
+@pytest.fixture(scope="session")
+def coarse_clip_folder(tmp_path_factory) -> Path:
+    """As `clip_folder` with patches of 32."""
+    return make_clip(tmp_path_factory.mktemp("coarse_clip"), 6, image_size=128, patch_size=32)
+
+
+@pytest.fixture(scope="session")
+def deep_clip_folder(tmp_path_factory) -> Path:
+    """As `clip_folder` with five blocks."""
+    return make_clip(tmp_path_factory.mktemp("deep_clip"), 7, layers=5)
+
+
+@pytest.fixture(scope="session")
+def shallow_clip_folder(tmp_path_factory) -> Path:
+    """As `clip_folder` with two blocks."""
+    return make_clip(tmp_path_factory.mktemp("shallow_clip"), 8, layers=2)
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +131,18 @@ def models(name: str):
         return import_models(name, "this test")
     except MissingDependency as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def open_clip():
+    """The package."""
+    return models("open_clip")
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The package."""
+    return models("timm")
 
 
 @pytest.fixture(scope="session")

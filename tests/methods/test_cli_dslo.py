@@ -99,14 +99,14 @@ def test_a_matrix_of_the_caller(ovs, tmp_path, onnx_model, chelsea):
 
 
 def test_words_with_the_attention_of_clip_itself(ovs, tmp_path, chelsea, clip_folder):
-    """CLIP with random weights: keys attend to keys for the logits, and its own attention carries them."""
+    """CLIP with random weights: keys attend to keys for the cosines, and its own attention carries them."""
     words = ["--classes", "cat, sofa; couch", "--backbone", f"local-dir:{clip_folder}", *SMALL]
     attention = ["--attention", f"local-dir:{clip_folder}"]
     for method in ("dslo-op", "dslo-mv"):
         result = ovs("segment", chelsea, *words, *attention, "--method", method, "--out", method)
         assert (result.returncode, result.stderr) == (0, "")
         summary = json.loads((tmp_path / method / "chelsea.json").read_text())
-        assert summary["settings"]["logits"] == "kk"
+        assert summary["settings"]["features"] == "kk"
         assert (summary["settings"]["dslo"]["scale"], summary["settings"]["dslo"]["class_weight"]) == (100.0, 0.0)
         assert "attention" not in summary["timings_ms"]
         assert labels_in(tmp_path / method / "chelsea_labels.png").shape == (300, 451)

@@ -1,18 +1,15 @@
 """CLIP's dense features and DINO's values, against the models' own forward passes."""
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 pytest.importorskip("PIL")
 
+import tower_literal as literal
 from ovs_methods.attention import load_attention
 from ovs_methods.backbones import DinoValues, MaskClip, is_clip, load_backbone
 from ovs_methods.errors import MissingDependency, UserError
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
+from tower_literal import images
 
 
 @pytest.fixture(scope="module")
@@ -25,68 +22,10 @@ def packages():
         pytest.skip(str(error))
 
 
-def images(height, width, count=2):
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(height))
-
-
-def standardized(batch, mean, std):
-    """By numpy, in float64."""
-    array = (batch.double().numpy() - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
-    return torch.from_numpy(array).float()
-
-
-def cubic(side_in, side_out):
-    """[side_out, side_in] weights of bicubic resizing (a = -0.75, half-pixel centres), one entry at a time."""
-    weights = np.zeros((side_out, side_in))
-    for row in range(side_out):
-        place = (row + 0.5) * side_in / side_out - 0.5
-        first = int(np.floor(place))
-        for tap in range(first - 1, first + 3):
-            x, a = abs(place - tap), -0.75
-            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-            far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-            weights[row, min(max(tap, 0), side_in - 1)] += near if x <= 1 else far
-    return weights
-
-
-def resized(table, prefix, stored, grid):
-    """A table of positions for another grid, in float64."""
-    square = table[prefix:].double().numpy().reshape(*stored, -1)
-    square = np.einsum("ij,kl,jld->ikd", cubic(stored[0], grid[0]), cubic(stored[1], grid[1]), square)
-    return torch.cat([table[:prefix], torch.from_numpy(square).float().flatten(0, 1)])
-
-
-def image_tower(open_clip, folder, batch):
-    """open_clip's own image tower, its positions resized for the batch, and the grid of patches."""
-    visual = open_clip.create_model(f"local-dir:{folder}").eval().visual
-    grid = tuple(side // 16 for side in batch.shape[2:])
-    table = resized(visual.positional_embedding.detach(), 1, (4, 4), grid)
-    visual.positional_embedding = torch.nn.Parameter(table)
-    return visual, grid
-
-
-def clip_forward(open_clip, folder, batch):
-    """The whole image tower runs; the last attention is replaced by the value path, hooks read what comes out."""
-    visual, grid = image_tower(open_clip, folder, batch)
-    last = visual.transformer.resblocks[-1]
-
-    def values_only(attention, arguments, keywords, output):
-        x = arguments[0] if arguments else keywords["query"]
-        projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-        return attention.out_proj(projected.chunk(3, -1)[2]), None
-
-    last.attn.register_forward_hook(values_only, with_kwargs=True)
-    seen = []
-    visual.ln_post.register_forward_hook(lambda _, __, output: seen.append(output))
-    with torch.no_grad():
-        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
-    return (seen[0][:, 1:] @ visual.proj).detach().reshape(len(batch), *grid, -1)
-
-
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 48)])
 def test_maskclip_is_clip_whose_last_attention_is_the_identity(packages, clip_folder, size):
     batch = images(*size)
-    expected = clip_forward(packages[0], clip_folder, batch)
+    expected = literal.maskclip(packages[0], clip_folder, batch)
     clip = MaskClip(f"local-dir:{clip_folder}")
     found = clip.dense(batch)
     assert found.shape == (2, size[0] // 16, size[1] // 16, 48)
@@ -101,7 +40,7 @@ def test_maskclip_pads_with_black_before_it_standardizes(packages, clip_folder):
     batch = images(50, 70)
     padded = torch.zeros(2, 3, 64, 80)
     padded[:, :, :50, :70] = batch
-    assert torch.allclose(clip.dense(batch), clip_forward(packages[0], clip_folder, padded), atol=2e-5)
+    assert torch.allclose(clip.dense(batch), literal.maskclip(packages[0], clip_folder, padded), atol=2e-5)
 
 
 def test_text_is_what_open_clip_says(packages, clip_folder):
@@ -113,43 +52,15 @@ def test_text_is_what_open_clip_says(packages, clip_folder):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def key_key_forward(open_clip, folder, batch):
-    """The whole image tower runs; what the last block puts out is replaced, head by head, in float64."""
-    visual, grid = image_tower(open_clip, folder, batch)
-    last = visual.transformer.resblocks[-1]
-
-    def keys_to_keys(block, arguments, output):
-        x = block.ln_1(arguments[0])
-        attention, heads = block.attn, block.attn.num_heads
-        weight, bias = attention.in_proj_weight.double().numpy(), attention.in_proj_bias.double().numpy()
-        width = x.shape[-1] // heads
-        out = np.zeros(x.shape)
-        for image, tokens in enumerate(x.double().numpy()):
-            projected = tokens @ weight.T + bias
-            for head in range(heads):
-                columns = slice(head * width, (head + 1) * width)
-                keys, values = (projected[:, part * x.shape[-1] :][:, columns] for part in (1, 2))
-                maps = np.exp(keys @ keys.T / np.sqrt(width))
-                out[image][:, columns] = maps / maps.sum(1, keepdims=True) @ values
-        return attention.out_proj(torch.from_numpy(out).float())
-
-    last.register_forward_hook(keys_to_keys)
-    seen = []
-    visual.ln_post.register_forward_hook(lambda _, __, output: seen.append(output))
-    with torch.no_grad():
-        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
-    return (seen[0][:, 1:] @ visual.proj).detach().reshape(len(batch), *grid, -1)
-
-
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_kk_is_clip_whose_last_keys_attend_to_keys(packages, clip_folder, size):
     batch = images(*size)
-    clip = load_backbone(f"local-dir:{clip_folder}", logits="kk")
+    clip = load_backbone(f"local-dir:{clip_folder}", features="kk")
     found = clip.dense(batch)
     plain = MaskClip(f"local-dir:{clip_folder}")
-    assert torch.allclose(found, key_key_forward(packages[0], clip_folder, batch), atol=2e-5)
+    assert torch.allclose(found, literal.key_key(packages[0], clip_folder, batch), atol=2e-5)
     assert (found - plain.dense(batch)).abs().max() > 0.1
-    assert clip.identity == {**plain.identity, "logits": "kk"}
+    assert clip.identity == {**plain.identity, "features": "kk"}
     clip.prepare_attention()
     plain.prepare_attention()
     features, attention = clip.dense_with_attention(batch)
@@ -157,13 +68,8 @@ def test_kk_is_clip_whose_last_keys_attend_to_keys(packages, clip_folder, size):
     assert torch.equal(attention, plain.dense_with_attention(batch)[1])  # CLIP's own, not that of the keys
 
 
-def test_logits_are_a_choice_of_clip_only(packages, clip_folder):
+def test_clip_is_told_by_its_name():
     assert (is_clip("ViT-B-16:openai"), is_clip("dino_vitb16"), is_clip("dinov2-small")) == (True, False, False)
-    for name in ("dinov2-small", "dino_vitb16"):
-        with pytest.raises(UserError, match=f"--logits: expected a CLIP backbone, .* got '{name}'"):
-            load_backbone(name, logits="kk")
-    with pytest.raises(UserError, match="--logits: expected maskclip or kk, got 'qq'"):
-        load_backbone(f"local-dir:{clip_folder}", logits="qq")
 
 
 def patches_only(maps, prefix):
@@ -177,7 +83,7 @@ def patches_only(maps, prefix):
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_attention_of_clip_is_that_of_its_own_module(packages, clip_folder, size, layer):
     batch = images(*size)
-    visual, grid = image_tower(packages[0], clip_folder, batch)
+    visual, grid = literal.image_tower(packages[0], clip_folder, batch)
     module, seen = visual.transformer.resblocks[-1 if layer is None else layer].attn, []
 
     def look(attention, arguments, keywords):
@@ -185,7 +91,7 @@ def test_attention_of_clip_is_that_of_its_own_module(packages, clip_folder, size
 
     hook = module.register_forward_pre_hook(look, with_kwargs=True)
     with torch.no_grad():
-        visual(standardized(batch, CLIP_MEAN, CLIP_STD))
+        visual(literal.standardized(batch, literal.CLIP_MEAN, literal.CLIP_STD))
         hook.remove()
         maps = module(seen[0], seen[0], seen[0], need_weights=True, average_attn_weights=False)[1]
     clip = MaskClip(f"local-dir:{clip_folder}")
@@ -204,7 +110,7 @@ def own_maps(vit, batch, layer, mean, std):
     attention.fused_attn = False  # the path that has them in memory; they pass through this dropout
     attention.attn_drop.register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.no_grad():
-        vit.forward_features(standardized(batch, mean, std))
+        vit.forward_features(literal.standardized(batch, mean, std))
     return seen[0]
 
 
@@ -212,10 +118,10 @@ def own_maps(vit, batch, layer, mean, std):
 def test_attention_of_dino_is_that_of_its_own_module(packages, dino_weights, layer):
     batch, grid = images(64, 96), (4, 6)
     state = torch.load(dino_weights)
-    table = resized(state["pos_embed"][0], 1, (14, 14), grid)
+    table = literal.resized(state["pos_embed"][0], 1, (14, 14), grid)
     vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, img_size=(64, 96)).eval()
     vit.load_state_dict({**state, "pos_embed": table[None]})
-    maps = own_maps(vit, batch, -1 if layer is None else layer, HALF, HALF)
+    maps = own_maps(vit, batch, -1 if layer is None else layer, literal.HALF, literal.HALF)
     dino = DinoValues("vit_tiny_patch16_224", dino_weights)
     assert dino.prepare_attention(layer) == (11 if layer is None else layer)
     features, found = dino.dense_with_attention(batch)
@@ -268,7 +174,7 @@ def value_hook(vit, batch, mean, std):
     seen = []
     vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.no_grad():
-        vit.forward_features(standardized(batch, mean, std))
+        vit.forward_features(literal.standardized(batch, mean, std))
     return seen[0].chunk(3, -1)[2]
 
 
@@ -278,10 +184,12 @@ def test_dino_values_are_the_third_part_of_qkv(packages, dino_weights, size):
     vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True).eval()
     vit.load_state_dict(torch.load(dino_weights))
     found = DinoValues("vit_tiny_patch16_224", dino_weights).dense(batch)
-    table = resized(vit.pos_embed.detach()[0], 1, (14, 14), grid)
+    table = literal.resized(vit.pos_embed.detach()[0], 1, (14, 14), grid)
     vit = packages[1].create_model("vit_tiny_patch16_224", num_classes=0, img_size=size).eval()
     vit.load_state_dict({**torch.load(dino_weights), "pos_embed": table[None]})
-    expected = value_hook(vit, batch, HALF, HALF)[:, 1:]  # this one's mean and std; DINO's own are ImageNet's
+    expected = value_hook(vit, batch, literal.HALF, literal.HALF)[
+        :, 1:
+    ]  # this one's mean and std; DINO's own are ImageNet's
     assert torch.allclose(found, expected.reshape(2, *grid, -1), atol=1e-4)
 
 

@@ -41,7 +41,7 @@ def test_resize_argmax_is_argmax_of_torch_bilinear():
 def test_resize_argmax_in_bands_gives_the_same(monkeypatch):
     scores = torch.randn(3, 11, 9, generator=torch.Generator().manual_seed(1))
     whole = images.resize_argmax(scores, (101, 57))
-    monkeypatch.setattr(images, "_ARGMAX_BYTES", 4096)
+    monkeypatch.setattr(images, "_BAND_BYTES", 4096)
     assert torch.equal(images.resize_argmax(scores, (101, 57)), whole)
 
 

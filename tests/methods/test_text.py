@@ -77,17 +77,27 @@ def test_a_name_is_the_mean_of_80_prompts(clip, clip_folder, tmp_path):
 def test_embeddings_are_kept_on_disk_and_damaged_ones_are_made_anew(clip, tmp_path):
     (first,) = text_examples(clip, {"cat": ["cat"]}, tmp_path)
     (path,) = tmp_path.iterdir()
-    marked = np.zeros(48, np.float32)
-    marked[7] = 1
-    np.save(path, marked)
+    with np.load(path) as stored:
+        prompts = stored["prompts"]
+    assert (len(prompts), prompts[0]) == (80, "a bad photo of a cat.")
+    marked = np.zeros((80, 48), np.float32)
+    marked[:, 7] = 1
+    np.savez(path, prompts=prompts, embeddings=marked)
     (stored,) = text_examples(clip, {"cat": ["cat"]}, tmp_path)
-    assert torch.equal(stored.embeddings[0], torch.from_numpy(marked))
-    for damage in (b"", b"\x93NUMPY", path.read_bytes()[:-5]):
+    assert torch.equal(stored.embeddings[0], torch.from_numpy(marked[0]))
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "array.npy", marked)
+    np.savez(other / "long.npz", prompts=prompts, embeddings=2 * marked)
+    np.savez(other / "short.npz", prompts=prompts, embeddings=marked[:79])
+    np.savez(other / "lacks.npz", prompts=prompts)
+    damaged = [b"", b"\x93NUMPY", path.read_bytes()[:-5], path.read_bytes().replace(b"\x80\x3f", b"\x80\x3e")]
+    for damage in (*damaged, *(file.read_bytes() for file in other.iterdir())):
         path.write_bytes(damage)
         (again,) = text_examples(clip, {"cat": ["cat"]}, tmp_path)
         assert torch.equal(again.embeddings, first.embeddings)
     text_examples(clip, {"cat": ["cat", "dog"]}, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_other_weights_have_other_embeddings(clip, clip_folder, tmp_path):

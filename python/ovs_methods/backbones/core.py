@@ -1,6 +1,7 @@
 """What every backbone is: a batch of images in, one feature vector per patch out."""
 
 import abc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,12 +57,27 @@ class Backbone(abc.ABC):
         return F.normalize(self.whole(photo, size), dim=-1)
 
 
+class TextBackbone(Backbone):
+    """A backbone whose features share their space with text.
+
+    Attributes:
+        text_identity: everything that decides the embeddings of text, as JSON can hold it. It does not depend on what
+            becomes of the patches, so all forms of one model share them.
+    """
+
+    text_identity: dict[str, object]
+
+    @abc.abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of prompts, [len(prompts), D] float32, of length 1."""
+
+
 class AttentiveBackbone(Backbone):
     """A backbone whose self-attention can be read."""
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size whose sides are multiples of the patch: the patches cover the whole photo and no rim."""
-        return tuple(max(1, round(side / self.patch)) * self.patch for side in (height, width))
+        return nearest_size(height, width, self.patch)
 
     @abc.abstractmethod
     def prepare_attention(self, layer: int | None = None) -> int:
@@ -88,6 +104,11 @@ class AttentiveBackbone(Backbone):
             The features, and [B, N, N] float32 with N = h * w: the block's softmax maps averaged over its heads,
             without the tokens that are no patches, rows sum to 1 again.
         """
+
+
+def nearest_size(height: int, width: int, patch: int) -> tuple[int, int]:
+    """The nearest size whose sides are multiples of the patch, at least one."""
+    return max(1, round(height / patch)) * patch, max(1, round(width / patch)) * patch
 
 
 def standardized(images: Tensor, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

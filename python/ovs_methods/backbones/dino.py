@@ -1,4 +1,4 @@
-"""DINO and DINOv2 value features: what a patch looks like, for the graph of LPOSS."""
+"""DINO and DINOv2 features: what a patch looks like, for the graph of LPOSS and as a guide of CLIP's patches."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .core import AttentiveBackbone, check_block, mean_attention, resized_positions, standardized
-from .weights import fingerprint, import_models, load_weights
+from .weights import fingerprint, import_models, load_weights, option_of
 
 # The names under which the authors publish them.
 ALIASES = {
@@ -20,11 +20,17 @@ ALIASES = {
     "dinov2_vits14": "vit_small_patch14_dinov2.lvd142m",
     "dinov2_vitb14": "vit_base_patch14_dinov2.lvd142m",
     "dinov2_vitl14": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
 }
 
 
 class DinoValues(AttentiveBackbone):
     """Values of the last block's attention, all heads side by side, of a ViT in timm.
+
+    Attributes:
+        features: which they are, "values".
 
     Args:
         model: key of ALIASES, or any ViT's name in timm.
@@ -36,12 +42,14 @@ class DinoValues(AttentiveBackbone):
         UserError: no such model, not a ViT, or its weights cannot be had.
     """
 
+    features = "values"
+
     def __init__(self, model: str = "dino_vitb16", weights: Path | None = None, flag: str = "--graph-weights"):
         timm = import_models("timm", "the DINO backbone")
         self.name, full = model, ALIASES.get(model, model)
         if not timm.is_model(full.split(".")[0]):
             known = ", ".join(ALIASES)
-            raise UserError(flag.replace("weights", "backbone"), f"{known}, or a ViT of timm", f"'{model}'")
+            raise UserError(option_of(flag), f"{known}, or a ViT of timm", f"'{model}'")
         overlay = {"file": str(weights)} if weights is not None else None
 
         def load() -> Any:
@@ -51,14 +59,15 @@ class DinoValues(AttentiveBackbone):
         self._vit.eval().requires_grad_(False)
         plain = isinstance(self._vit, timm.models.VisionTransformer) and self._vit.pos_embed is not None
         if not plain or not hasattr(self._vit.blocks[-1].attn, "qkv"):
-            raise UserError(flag.replace("weights", "backbone"), "a plain ViT with a table of positions", f"'{model}'")
-        self.identity = {"model": full, "weights": fingerprint(weights) if weights else None}
+            raise UserError(option_of(flag), "a plain ViT with a table of positions", f"'{model}'")
+        kept = fingerprint(weights) if weights else None
+        self.identity = {"model": full, "weights": kept, "features": self.features}
         self.patch = self._vit.patch_embed.patch_size[0]
         self._attention_layer: int | None = None
         self._mean, self._std = (tuple(self._vit.pretrained_cfg[key]) for key in ("mean", "std"))
 
     def dense(self, images: Tensor) -> Tensor:
-        """Value features, [B, h, w, D]; see `Backbone.dense`."""
+        """Features, [B, h, w, D]; see `Backbone.dense`."""
         return self._run(images, None)[0]
 
     def prepare_attention(self, layer: int | None = None) -> int:
@@ -81,11 +90,14 @@ class DinoValues(AttentiveBackbone):
                 attention = self._attention(block, tokens, prefix)
             if number < len(vit.blocks) - 1:
                 tokens = block(tokens)
-        last, dim = vit.blocks[-1], tokens.shape[-1]
+        return self._last(tokens, prefix).reshape(len(tokens), h, w, -1), attention
+
+    def _last(self, tokens: Tensor, prefix: int) -> Tensor:
+        """Features of the patches, [B, N, D], from what goes into the last block, [B, prefix + N, D]."""
+        last, dim = self._vit.blocks[-1], tokens.shape[-1]
         qkv = last.attn.qkv
         bias = qkv.bias[2 * dim :] if qkv.bias is not None else None
-        values = F.linear(last.norm1(tokens[:, prefix:]), qkv.weight[2 * dim :], bias)
-        return values.reshape(len(tokens), h, w, -1), attention
+        return F.linear(last.norm1(tokens[:, prefix:]), qkv.weight[2 * dim :], bias)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, tuple[int, int]]:
         """What goes into the first block, how many tokens come before the patches, and the grid of these."""
@@ -112,6 +124,15 @@ class DinoValues(AttentiveBackbone):
         qkv = attn.qkv(block.norm1(tokens)).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
         return mean_attention(queries, keys, prefix)
+
+
+class DinoTokens(DinoValues):
+    """What leaves the network: the output tokens of the last block after the final norm; arguments as `DinoValues`."""
+
+    features = "tokens"
+
+    def _last(self, tokens: Tensor, prefix: int) -> Tensor:
+        return self._vit.norm(self._vit.blocks[-1](tokens))[:, prefix:]
 
 
 def _source(timm: Any, model: str) -> str:

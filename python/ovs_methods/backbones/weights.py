@@ -129,6 +129,11 @@ def load_weights(load: Callable[[], Model], model: str, file: Path | None, flag:
         patience.cancel()
 
 
+def option_of(flag: str) -> str:
+    """The option that names the model whose weights `flag` names: --weights has --backbone, --guide-weights --guide."""
+    return {"--weights": "--backbone", "--graph-weights": "--graph-backbone"}.get(flag, flag.removesuffix("-weights"))
+
+
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/ovs_kernels, or ~/.cache/ovs_kernels."""
     base = os.environ.get("XDG_CACHE_HOME", "")

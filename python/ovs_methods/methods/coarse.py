@@ -33,6 +33,8 @@ def embedding_scores(views: Sequence[View], vocabulary: Vocabulary, size: tuple[
 
 def best_of_groups(scores: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Scores of the classes, [G, H, W], from those of the embeddings, [P, H, W]: each class's largest."""
+    if vocabulary.groups == list(range(len(vocabulary))):  # one embedding each
+        return scores
     index = torch.tensor(vocabulary.groups)[:, None, None].expand_as(scores)
     merged = scores.new_full((len(vocabulary), *scores.shape[1:]), -torch.inf)
     return merged.scatter_reduce_(0, index, scores, "amax")

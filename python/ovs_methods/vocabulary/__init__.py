@@ -3,7 +3,8 @@
 from .core import ClassExamples, Vocabulary, build_vocabulary, check_distinct, prototypes
 from .exemplar import Exemplar, exemplar_examples, parse_exemplar
 from .points import Point, parse_point, point_examples
-from .text import BACKGROUNDS, parse_classes, text_examples
+from .templates import load_templates, template_embeddings
+from .text import BACKGROUNDS, all_names, mean_examples, parse_classes, text_examples
 
 __all__ = [
     "BACKGROUNDS",
@@ -11,13 +12,17 @@ __all__ = [
     "Exemplar",
     "Point",
     "Vocabulary",
+    "all_names",
     "build_vocabulary",
     "check_distinct",
     "exemplar_examples",
+    "load_templates",
+    "mean_examples",
     "parse_classes",
     "parse_exemplar",
     "parse_point",
     "point_examples",
     "prototypes",
+    "template_embeddings",
     "text_examples",
 ]

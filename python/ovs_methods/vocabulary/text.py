@@ -1,26 +1,19 @@
 """Text: a class is what its names say, to a CLIP model."""
 
-import contextlib
-import hashlib
-import json
-import logging
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones import MaskClip
-from ..backbones.weights import cache_folder, import_models
 from ..errors import UserError
 from .core import ClassExamples
+from .templates import load_templates, template_embeddings
 
-_log = logging.getLogger("ovs_methods")
-_FORMAT = 1  # of the cached files
+if TYPE_CHECKING:
+    from ..backbones import TextBackbone
 
 # Words for "none of the others": what else is in the photos of PASCAL VOC and of COCO-Object (SCLIP, LPOSS).
 _BOTH = (
@@ -75,50 +68,41 @@ def parse_classes(text: str, background: str = "none") -> dict[str, list[str]]:
     return classes
 
 
-def text_examples(clip: MaskClip, classes: dict[str, list[str]], cache: Path | None = None) -> list[ClassExamples]:
+def text_examples(
+    text: "TextBackbone",
+    classes: dict[str, list[str]],
+    cache: Path | None = None,
+    templates: Sequence[str] | None = None,
+) -> list[ClassExamples]:
     """Embeddings of the classes' names; those that are not on disk yet are computed and stored.
 
-    A name is the mean of its embeddings in the 80 ImageNet templates of open_clip, of length 1.
-
     Args:
-        clip: the model.
+        text: the model.
         classes: names of each class.
         cache: folder of the stored embeddings; None is the user's cache folder.
+        templates: that the names are put into; None is the 80 ImageNet templates of open_clip.
 
     Returns:
-        One entry per class, one embedding per name.
+        One entry per class, one embedding per name: the mean of its embeddings in the templates, of length 1.
     """
-    templates = import_models("open_clip", "text prompts").OPENAI_IMAGENET_TEMPLATES
-    folder = cache or cache_folder() / "text"
-    return [
-        ClassExamples(label, torch.stack([_embedding(clip, name, templates, folder) for name in names]))
-        for label, names in classes.items()
-    ]
+    templates = load_templates() if templates is None else templates
+    return mean_examples(classes, template_embeddings(text, all_names(classes), templates, cache))
 
 
-def _embedding(clip: MaskClip, name: str, templates: tuple[Callable[[str], str], ...], folder: Path) -> Tensor:
-    """The unit embedding of one name, [D]."""
-    prompts = [template(name) for template in templates]
-    key = json.dumps([_FORMAT, clip.identity, prompts], sort_keys=True)
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        stored = np.load(path, allow_pickle=False)
-        if stored.dtype == np.float32 and stored.ndim == 1 and abs(float(np.linalg.norm(stored)) - 1) < 1e-3:
-            return torch.from_numpy(stored)
-    embedding = F.normalize(clip.encode_text(prompts).mean(0), dim=0)
-    _store(path, embedding.numpy())
-    return embedding
+def all_names(classes: dict[str, list[str]]) -> list[str]:
+    """The names of all classes, class by class."""
+    return [name for names in classes.values() for name in names]
 
 
-def _store(path: Path, array: np.ndarray) -> None:
-    """Writes a file of the cache completely or not at all; a cache that cannot be written is no error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        _log.info("the text cache %s cannot be written (%s)", path.parent, error.strerror)
+def mean_examples(classes: dict[str, list[str]], embeddings: Tensor) -> list[ClassExamples]:
+    """The classes by the means of their names over all templates.
+
+    Args:
+        classes: names of each class, P in all.
+        embeddings: [M, P, D], of length 1, as `template_embeddings` makes them of `all_names`.
+
+    Returns:
+        One entry per class, one embedding of length 1 per name.
+    """
+    means = F.normalize(embeddings.mean(0), dim=-1).split([len(names) for names in classes.values()])
+    return [ClassExamples(label, part) for label, part in zip(classes, means, strict=True)]

@@ -1,0 +1,94 @@
+// permutohedral_lattice_*, dense_crf_*, permutohedral_filter_* and the sizes of their workspaces.
+#include <pybind11/stl.h>
+
+#include "bindings/bind.h"
+#include "crf/crf.h"
+
+namespace ovs::bindings {
+namespace {
+
+LatticeParams read_lattice(Fields& f) {
+    LatticeParams p;
+    p.planes = f.pointer<const double>("planes");
+    p.scales = f.value<std::vector<double>>("scales");
+    p.num_points = f.value<int64_t>("num_points");
+    p.width = f.value<int64_t>("width");
+    p.stage = f.enumeration<LatticeStage>("stage");
+    p.num_vertices = f.value<int64_t>("num_vertices");
+    p.vertices = f.pointer<int32_t>("vertices");
+    p.weights = f.pointer<void>("weights");
+    p.count = f.pointer<int64_t>("count");
+    p.starts = f.pointer<int32_t>("starts");
+    p.points = f.pointer<int32_t>("points");
+    p.entry_weights = f.pointer<void>("entry_weights");
+    p.neighbours = f.pointer<int32_t>("neighbours");
+    return p;
+}
+
+// A term is a dict of its own: the fields of CrfTerm.
+std::vector<CrfTerm> read_terms(Fields& f) {
+    std::vector<CrfTerm> terms;
+    for (const py::dict& values : f.value<std::vector<py::dict>>("terms")) {
+        Fields g{py::kwargs(values)};
+        CrfTerm t;
+        t.exact = g.value<bool>("exact");
+        t.num_features = g.value<int>("num_features");
+        t.num_vertices = g.value<int64_t>("num_vertices");
+        t.vertices = g.pointer<const int32_t>("vertices");
+        t.weights = g.pointer<void>("weights");
+        t.starts = g.pointer<const int32_t>("starts");
+        t.points = g.pointer<const int32_t>("points");
+        t.entry_weights = g.pointer<void>("entry_weights");
+        t.neighbours = g.pointer<const int32_t>("neighbours");
+        t.sx = g.value<double>("sx");
+        t.sy = g.value<double>("sy");
+        t.compat_rank = g.value<int>("compat_rank");
+        t.compat = g.value<double>("compat");
+        t.table = g.pointer<const void>("table");
+        g.done();
+        terms.push_back(t);
+    }
+    return terms;
+}
+
+CrfParams read_crf(Fields& f) {
+    CrfParams p;
+    p.scores = f.pointer<const void>("scores");
+    p.out = f.pointer<void>("out");
+    p.labels = f.pointer<void>("labels");
+    p.terms = read_terms(f);
+    p.num_classes = f.value<int64_t>("num_classes");
+    p.height = f.value<int64_t>("height");
+    p.width = f.value<int64_t>("width");
+    p.iterations = f.value<int64_t>("iterations");
+    p.label_bytes = f.value<int>("label_bytes");
+    p.energies = f.value<bool>("energies");
+    p.clip = f.value<double>("clip");
+    p.normalization = f.enumeration<Normalization>("normalization");
+    return p;
+}
+
+FilterParams read_filter(Fields& f) {
+    FilterParams p;
+    p.values = f.pointer<const void>("values");
+    p.out = f.pointer<void>("out");
+    p.terms = read_terms(f);
+    p.num_points = f.value<int64_t>("num_points");
+    p.num_classes = f.value<int64_t>("num_classes");
+    p.transpose = f.value<bool>("transpose");
+    p.normalization = f.enumeration<Normalization>("normalization");
+    return p;
+}
+
+}  // namespace
+
+void bind_crf(py::module_& m) {
+    bind(m, "permutohedral_lattice_cpu", &read_lattice, &permutohedral_lattice_cpu);
+    bind(m, "permutohedral_lattice_cpu_workspace_bytes", &read_lattice, &permutohedral_lattice_cpu_workspace_bytes);
+    bind(m, "dense_crf_cpu", &read_crf, &dense_crf_cpu);
+    bind(m, "dense_crf_cpu_workspace_bytes", &read_crf, &dense_crf_cpu_workspace_bytes);
+    bind(m, "permutohedral_filter_cpu", &read_filter, &permutohedral_filter_cpu);
+    bind(m, "permutohedral_filter_cpu_workspace_bytes", &read_filter, &permutohedral_filter_cpu_workspace_bytes);
+}
+
+}  // namespace ovs::bindings

@@ -1,0 +1,488 @@
+"""Operators `dense_crf` and `permutohedral_filter`: plans, CPU and CUDA bridges, fakes, gradient of the filter."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from .._checks import (
+    FLOATS,
+    expect_choice,
+    expect_dtype,
+    expect_integer,
+    expect_positive,
+    expect_rank,
+    expect_shape,
+    same_device,
+    shape_text,
+    wrong_value,
+)
+from ..reference import crf as reference
+from . import Gradient, register
+
+NAME = "dense_crf"
+FILTER = "permutohedral_filter"
+LATTICE = "permutohedral_lattice"  # not an operator: a stage of both
+# Keys of vertices are four words of 64 bits at most.
+MAX_FEATURES = 16
+# Points times the vertices of a simplex are counted in 32 bits.
+MAX_ENTRIES = 2**31 - 1
+# In the order of the core's enum.
+NORMALIZATIONS = ("none", "symmetric", "before", "after")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Checked arguments of one call of `dense_crf`."""
+
+    batched: bool
+    batch: int
+    num_classes: int
+    size: tuple[int, int]  # H, W
+    dtype: torch.dtype  # of the result, unless labels
+    compute_dtype: torch.dtype
+    label_dtype: torch.dtype | None
+    gaussian_sxy: list[float] | None
+    bilateral_scales: list[float] | None
+    compat: list[Tensor]  # float64 on the host: [], [C] or [C, C] per term
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, with the batch axis only if the caller gave one."""
+        channels = () if self.label_dtype is not None else (self.num_classes,)
+        return (*((self.batch,) if self.batched else ()), *channels, *self.size)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return 0 in (self.batch, self.num_classes, *self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterPlan:
+    """Checked arguments of one call of `permutohedral_filter`."""
+
+    num_points: int
+    num_features: int
+    num_classes: int
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.num_points == 0 or self.num_classes == 0
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check_points(op: str, name: str, num_points: int, num_features: int, shape) -> None:
+    if num_points * (num_features + 1) > MAX_ENTRIES:
+        most = MAX_ENTRIES // (num_features + 1)
+        wrong_value(op, name, f"at most {most} points of {num_features} features", shape_text(shape))
+
+
+def _check_scales(names: list[str], scales: list[float], largest: list[float]) -> list[float] | None:
+    """Positive standard deviations of the features 0 .. `largest`, for which the keys of vertices suffice."""
+    if not scales:
+        return None
+    if len(scales) != len(names):
+        wrong_value(NAME, names[0], f"{len(names)} standard deviations", len(scales))
+    for name, scale in zip(names, scales, strict=True):
+        expect_positive(NAME, name, scale)
+    spans = [top / scale for top, scale in zip(largest, scales, strict=True)]
+    share = reference.lattice_reach(spans) / reference.largest_position(len(spans))
+    if share > 1:
+        worst = spans.index(max(spans))
+        expected = f"a standard deviation of at least {scales[worst] * share:.3g} for this image and 16-bit lattice"
+        wrong_value(NAME, names[worst], expected, scales[worst])
+    return list(scales)
+
+
+def _check_compat(values: list[float], ranks: list[int], num_terms: int, num_classes: int) -> list[Tensor]:
+    if len(ranks) != num_terms:
+        wrong_value(NAME, "compat_rank", f"one for each of {num_terms} terms", len(ranks))
+    compat, begin = [], 0
+    for rank in ranks:
+        expect_integer(NAME, "compat", rank, 0, 2)
+        end = begin + num_classes**rank
+        compat.append(torch.tensor(values[begin:end], dtype=torch.float64))
+        begin = end
+    if begin != len(values):
+        wrong_value(NAME, "compat", f"{begin} numbers for C={num_classes} (that of probabilities)", len(values))
+    shapes = [(num_classes,) * rank for rank in ranks]
+    return [item.reshape(shape) for item, shape in zip(compat, shapes, strict=True)]
+
+
+def _check_features(features: list[Tensor], probabilities: Tensor, batched: bool, known: dict[str, int]) -> None:
+    for index, planes in enumerate(features):
+        name = f"features[{index}]"
+        expect_dtype(NAME, name, planes, FLOATS)
+        pattern = "B, F, H, W" if batched else "F, H, W"
+        count = expect_shape(NAME, name, planes, pattern, known, "probabilities")["F"]
+        if not 1 <= count <= MAX_FEATURES:
+            wrong_value(NAME, name, f"[{pattern}] with 1 <= F <= {MAX_FEATURES}", shape_text(planes.shape))
+        same_device(NAME, probabilities=probabilities, **{name: planes})
+        _check_points(NAME, name, known["H"] * known["W"], count, planes.shape)
+
+
+def plan(
+    image,
+    probabilities,
+    iterations,
+    gaussian_sxy,
+    exact,
+    bilateral_scales,
+    features,
+    compat,
+    compat_rank,
+    normalization,
+    energies,
+    clip,
+    labels,
+) -> Plan:
+    """All checks of `dense_crf`; the arguments are those of the schema."""
+    dtype = expect_dtype(NAME, "probabilities", probabilities, FLOATS)
+    batched = expect_rank(NAME, "probabilities", probabilities, "C, H, W", "B, C, H, W") == "B, C, H, W"
+    expect_dtype(NAME, "image", image, (*FLOATS, torch.uint8))
+    num_classes, height, width = probabilities.shape[-3:]
+    known = {"H": height, "W": width}
+    if batched:
+        known["B"] = probabilities.shape[0]
+    expect_shape(NAME, "image", image, "B, 3, H, W" if batched else "3, H, W", known, "probabilities")
+    same_device(NAME, probabilities=probabilities, image=image)
+    expect_integer(NAME, "iterations", iterations, 0, 2**31 - 1)
+    ends = [max(width - 1, 0), max(height - 1, 0)]
+    gaussian = _check_scales(2 * ["gaussian_sxy"], gaussian_sxy, [0, 0] if exact else ends)
+    names = 2 * ["bilateral_sxy"] + 3 * ["bilateral_srgb"]
+    bilateral = _check_scales(names, bilateral_scales, ends + 3 * [255])
+    _check_features(features, probabilities, batched, known)
+    _check_points(NAME, "image", height * width, 5, image.shape)
+    num_terms = (gaussian is not None) + (bilateral is not None) + len(features)
+    weights = _check_compat(compat, compat_rank, num_terms, num_classes)
+    expect_choice(NAME, "normalization", normalization, NORMALIZATIONS)
+    if not 0 < clip <= 1:
+        wrong_value(NAME, "clip", "a number in (0, 1]", clip)
+    batch = probabilities.shape[0] if batched else 1
+    if labels and num_classes == 0 and batch * height * width > 0:
+        wrong_value(NAME, "probabilities", "at least one class for labels=True", "C=0")
+    return Plan(
+        batched,
+        batch,
+        num_classes,
+        (height, width),
+        dtype,
+        _compute_dtype(dtype),
+        (torch.uint8 if num_classes <= 255 else torch.int32) if labels else None,
+        gaussian,
+        bilateral,
+        weights,
+    )
+
+
+def plan_filter(features, values, normalization, transpose) -> FilterPlan:
+    """All checks of `permutohedral_filter`; the arguments are those of the schema."""
+    dtype = expect_dtype(FILTER, "values", values, FLOATS)
+    expect_rank(FILTER, "values", values, "N, C")
+    expect_dtype(FILTER, "features", features, FLOATS)
+    num_points, num_classes = values.shape
+    num_features = expect_shape(FILTER, "features", features, "N, D", {"N": num_points}, "values")["D"]
+    if not 1 <= num_features <= MAX_FEATURES:
+        wrong_value(FILTER, "features", f"[N, D] with 1 <= D <= {MAX_FEATURES}", shape_text(features.shape))
+    same_device(FILTER, values=values, features=features)
+    _check_points(FILTER, "features", num_points, num_features, features.shape)
+    expect_choice(FILTER, "normalization", normalization, NORMALIZATIONS)
+    return FilterPlan(num_points, num_features, num_classes, dtype, _compute_dtype(dtype))
+
+
+def _colours(image: Tensor) -> Tensor:
+    """[3, H, W] float64 from 0 to 255."""
+    return image.double() if image.dtype == torch.uint8 else image.double() * 255
+
+
+@dataclasses.dataclass
+class _Lattice:
+    """A built lattice: what a term of the compiled module points to. Its weights are used up by one call.
+
+    Args:
+        planes: [F, N] float64.
+        scales: [D], D = F, or F + 2 with the positions of an image in front.
+        width: of that image, 0 without positions.
+        num_points: N.
+        dtype: of the weights.
+    """
+
+    planes: dataclasses.InitVar[Tensor]
+    scales: list[float]
+    width: dataclasses.InitVar[int]
+    num_points: dataclasses.InitVar[int]
+    dtype: dataclasses.InitVar[torch.dtype]
+    on_cuda: dataclasses.InitVar[bool]
+
+    def __post_init__(self, planes, width, num_points, dtype, on_cuda) -> None:
+        device, corners = planes.device, len(self.scales) + 1
+        planes = planes.contiguous()
+        self.vertices = _native.allocate((num_points, corners), torch.int32, device)
+        self.weights = _native.allocate((num_points, corners), dtype, device)
+        count = torch.zeros(1, dtype=torch.int64, device=device)
+        arguments = {
+            "planes": planes.data_ptr(),
+            "scales": self.scales,
+            "num_points": num_points,
+            "width": width,
+            "vertices": self.vertices.data_ptr(),
+            "weights": self.weights.data_ptr(),
+            "count": count.data_ptr() if on_cuda else 0,
+            "dtype": _native.DTYPES[dtype],
+        }
+        # The first stage tells how many vertices there are, which is read back from a GPU.
+        nothing = {"num_vertices": 0, "starts": 0, "points": 0, "entry_weights": 0, "neighbours": 0}
+        run = _prepare_lattice(device, arguments, nothing, on_cuda)
+        found = run(stage=0, **nothing)
+        self.num_vertices = int(count.item()) if on_cuda else found
+        self.starts = _native.allocate((self.num_vertices + 1,), torch.int32, device)
+        self.points = _native.allocate((num_points * corners,), torch.int32, device)
+        self.entry_weights = _native.allocate((num_points * corners,), dtype, device)
+        self.neighbours = _native.allocate((corners, self.num_vertices, 2), torch.int32, device)
+        run(
+            stage=1,
+            num_vertices=self.num_vertices,
+            starts=self.starts.data_ptr(),
+            points=self.points.data_ptr(),
+            entry_weights=self.entry_weights.data_ptr(),
+            neighbours=self.neighbours.data_ptr(),
+        )
+
+    def term(self) -> dict[str, object]:
+        """The fields of the compiled module's CrfTerm."""
+        pointers = ("vertices", "weights", "starts", "points", "entry_weights", "neighbours")
+        return {
+            **NO_TERM,
+            "num_features": len(self.scales),
+            "num_vertices": self.num_vertices,
+            **{name: getattr(self, name).data_ptr() for name in pointers},
+        }
+
+
+NO_TERM = {
+    "exact": False,
+    "num_features": 0,
+    "num_vertices": 0,
+    "vertices": 0,
+    "weights": 0,
+    "starts": 0,
+    "points": 0,
+    "entry_weights": 0,
+    "neighbours": 0,
+    "sx": 0.0,
+    "sy": 0.0,
+    "compat_rank": 0,
+    "compat": 0.0,
+    "table": 0,
+}
+
+
+def _prepare_lattice(device: torch.device, arguments: dict, stage: dict, on_cuda: bool) -> Callable:
+    """Runs the stages of a lattice over one scratch memory, of the size of the first."""
+    prepare = _native.prepare_cuda if on_cuda else _native.prepare_cpu
+    return prepare(LATTICE, device, arguments, {"stage": 0, **stage})
+
+
+def _factors(compat: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a table of penalties multiplies rows of classes by."""
+    table = -compat if compat.dim() == 1 else -(compat + compat.t()) / 2
+    return table.to(dtype).to(device).contiguous()
+
+
+def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda: bool) -> tuple[list[dict], list]:
+    """The terms of one image for the compiled module, and what must outlive the call."""
+    lattice = functools.partial(_Lattice, num_points=p.size[0] * p.size[1], dtype=p.compute_dtype, on_cuda=on_cuda)
+    terms, kept = [], []
+    if p.gaussian_sxy is not None and exact:
+        terms.append({**NO_TERM, "exact": True, "sx": p.gaussian_sxy[0], "sy": p.gaussian_sxy[1]})
+    elif p.gaussian_sxy is not None:
+        kept.append(lattice(image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
+    if p.bilateral_scales is not None:
+        kept.append(lattice(_colours(image), p.bilateral_scales, p.size[1]))
+    kept += [lattice(planes.double(), [1.0] * planes.shape[0], 0) for planes in features]
+    terms += [built.term() for built in kept]
+    for term, compat in zip(terms, p.compat, strict=True):
+        term["compat_rank"] = compat.dim()
+        if compat.dim() == 0:
+            term["compat"] = compat.item()
+        else:
+            kept.append(_factors(compat, p.compute_dtype, image.device))
+            term["table"] = kept[-1].data_ptr()
+    return terms, kept
+
+
+def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip, on_cuda):
+    """One image into `result`, contiguous [C, H, W] in the dtype of the computation, or labels [H, W]."""
+    scores = scores.to(p.compute_dtype).contiguous()
+    terms, kept = _terms(p, image, exact, features, on_cuda) if iterations > 0 else ([], [])
+    arguments = {
+        "scores": scores.data_ptr(),
+        "out": result.data_ptr() if p.label_dtype is None else 0,
+        "labels": result.data_ptr() if p.label_dtype is not None else 0,
+        "terms": terms,
+        "num_classes": p.num_classes,
+        "height": p.size[0],
+        "width": p.size[1],
+        "iterations": iterations,
+        "label_bytes": 4 if p.label_dtype == torch.int32 else 1,
+        "energies": energies,
+        "clip": clip,
+        "normalization": NORMALIZATIONS.index(normalization),
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(NAME, scores.device, arguments, on_cuda)
+    del kept
+
+
+def _by_reference(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip) -> None:
+    """The same by the definition."""
+    q = reference.dense_crf(
+        _colours(image),
+        scores.to(p.compute_dtype),
+        iterations=iterations,
+        gaussian_sxy=p.gaussian_sxy,
+        bilateral_scales=p.bilateral_scales,
+        exact=exact,
+        features=features,
+        compat=p.compat,
+        normalization=normalization,
+        energies=energies,
+        clip=clip,
+    )
+    result.copy_(q if p.label_dtype is None else q.argmax(0))
+
+
+def _run(on_cuda: bool, *arguments) -> Tensor:
+    p = plan(*arguments)
+    image, scores, iterations, _, exact, _, features, _, _, normalization, energies, clip, _ = arguments
+    result = _native.allocate(p.shape, p.label_dtype or p.compute_dtype, scores.device)
+    options = (normalization, energies, clip)
+    for index in range(0 if p.empty else p.batch):
+        one = (lambda tensor, index=index: tensor[index]) if p.batched else (lambda tensor: tensor)
+        inputs = (one(image), one(scores), one(result), iterations, exact, [one(planes) for planes in features])
+        if _native.use_reference(on_cuda, p.compute_dtype):
+            _by_reference(p, *inputs, *options)
+        else:
+            _by_kernel(p, *inputs, *options, on_cuda)
+    return result if p.label_dtype is not None else result.to(p.dtype)
+
+
+def _cpu(*arguments) -> Tensor:
+    return _run(False, *arguments)
+
+
+def _cuda(*arguments) -> Tensor:
+    return _run(True, *arguments)
+
+
+def _fake(*arguments) -> Tensor:
+    p = plan(*arguments)
+    return arguments[1].new_empty(p.shape, dtype=p.label_dtype or p.dtype)
+
+
+def _run_filter(on_cuda: bool, features, values, normalization, transpose) -> Tensor:
+    p = plan_filter(features, values, normalization, transpose)
+    values = values.to(p.compute_dtype)
+    if not p.empty and _native.use_reference(on_cuda, p.compute_dtype):
+        result = reference.permutohedral_filter(features, values, normalization=normalization, transpose=transpose)
+        return result.to(p.dtype)
+    result = _native.allocate((p.num_points, p.num_classes), p.compute_dtype, values.device)
+    if p.empty:
+        return result.to(p.dtype)
+    values = values.contiguous()
+    lattice = _Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype, on_cuda)
+    arguments = {
+        "values": values.data_ptr(),
+        "out": result.data_ptr(),
+        "terms": [lattice.term()],
+        "num_points": p.num_points,
+        "num_classes": p.num_classes,
+        "transpose": transpose,
+        "normalization": NORMALIZATIONS.index(normalization),
+        "dtype": _native.DTYPES[p.compute_dtype],
+    }
+    _native.call(FILTER, values.device, arguments, on_cuda)
+    return result.to(p.dtype)
+
+
+def _filter_cpu(*arguments) -> Tensor:
+    return _run_filter(False, *arguments)
+
+
+def _filter_cuda(*arguments) -> Tensor:
+    return _run_filter(True, *arguments)
+
+
+def _filter_fake(features, values, normalization, transpose) -> Tensor:
+    plan_filter(features, values, normalization, transpose)
+    return values.new_empty(values.shape)
+
+
+def _filter_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.normalization, ctx.transpose = inputs[2:]
+
+
+def _filter_backward(ctx, v_result):
+    # Linear in the values: the gradient is the transposed filter.
+    v_values = torch.ops.ovs_kernels.permutohedral_filter(
+        ctx.saved_tensors[0], v_result, ctx.normalization, not ctx.transpose
+    )
+    return None, v_values, None, None
+
+
+def _samples(device: str) -> list[tuple]:
+    generator = torch.Generator().manual_seed(11)
+    scores = torch.rand(3, 7, 9, generator=generator).softmax(0).to(device)
+    image = torch.rand(3, 7, 9, generator=generator).to(device)
+    depth = torch.rand(1, 7, 9, generator=generator).to(device)
+    pair, images = torch.stack((scores, scores.flip(0))), torch.stack((image, image.flip(2)))
+    sxy, scales = [3.0, 3.0], [20.0, 20.0, 5.0, 5.0, 5.0]
+    matrix = [0.0, 1.0, 2.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0]
+    return [
+        (image, scores, 2, sxy, False, scales, [], [3.0, 10.0], [0, 0], "symmetric", False, 1e-5, False),
+        (images, pair, 1, sxy, True, [], [], [3.0], [0], "none", True, 1e-5, True),
+        (image, scores, 1, [], False, scales, [depth], [-1.0, -2.0, -3.0, *matrix], [1, 2], "after", False, 0.1, False),
+        (image, scores.clone().requires_grad_(), 0, [], False, [], [], [], [], "before", True, 1e-5, False),
+    ]
+
+
+def _filter_samples(device: str) -> list[tuple]:
+    generator = torch.Generator().manual_seed(12)
+    features = (3 * torch.rand(20, 3, generator=generator)).to(device)
+    values = torch.rand(20, 2, generator=generator).to(device)
+    return [
+        (features, values, "none", False),
+        (features, values.clone().requires_grad_(), "before", True),
+        (features[:, :1], values.double().requires_grad_(), "symmetric", False),
+    ]
+
+
+register(
+    "dense_crf(Tensor image, Tensor probabilities, int iterations, float[] gaussian_sxy, bool exact, "
+    "float[] bilateral_scales, Tensor[] features, float[] compat, int[] compat_rank, str normalization, "
+    "bool energies, float clip, bool labels) -> Tensor",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    gradient=None,
+    samples=_samples,
+)
+register(
+    "permutohedral_filter(Tensor features, Tensor values, str normalization, bool transpose) -> Tensor",
+    cpu=_filter_cpu,
+    cuda=_filter_cuda,
+    fake=_filter_fake,
+    gradient=Gradient(_filter_context, _filter_backward),
+    samples=_filter_samples,
+)

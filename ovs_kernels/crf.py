@@ -1,0 +1,219 @@
+"""Fully connected CRFs: mean field, and the Gaussian filter in feature space that it is made of."""
+
+import numbers
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _ops  # noqa: F401  (registers torch.ops.ovs_kernels)
+from ._arrays import accepts_arrays, as_tensor
+from ._checks import kind_text, shape_text, wrong_type, wrong_value
+
+Compatibility = float | Tensor | Sequence
+
+
+@accepts_arrays("image", "probabilities", "features", sequences=("features",))
+def dense_crf(
+    image: Tensor,
+    probabilities: Tensor,
+    *,
+    iterations: int = 10,
+    gaussian_sxy: float | Sequence[float] = 3.0,
+    gaussian_compat: Compatibility | None = 7.0,
+    gaussian_filter: str = "lattice",
+    bilateral_sxy: float | Sequence[float] = 50.0,
+    bilateral_srgb: float | Sequence[float] = 5.0,
+    bilateral_compat: Compatibility | None = 10.0,
+    features: list[Tensor] | None = None,
+    features_compat: Sequence[Compatibility] = (),
+    normalization: str = "symmetric",
+    energies: bool = False,
+    clip: float = 1e-5,
+    labels: bool = False,
+) -> Tensor:
+    """Refines class probabilities by mean field in a fully connected CRF, with the numbers of pydensecrf.
+
+    Every pixel talks to every other one through Gaussian kernels over features f: positions, positions and colours,
+    and whatever else the caller gives::
+
+        k_m(i, j) = exp(-|f_i - f_j|^2 / 2),   n_i = sum_j k_m(i, j),   K_m = k_m / sqrt(n_i n_j)
+        Q^0       = softmax_c(-E)
+        Q^(t+1)   = softmax_c(-E + sum_m w_m K_m Q^t)
+
+    The sum has j = i in it. The kernels are those of the permutohedral lattice (Adams et al. 2010), as in pydensecrf:
+    splat, blur along the axes in turn, slice.
+
+    Args:
+        image: [3, H, W] or [B, 3, H, W] RGB, float in [0, 1] or uint8; colours count from 0 to 255.
+        probabilities: [C, H, W] or [B, C, H, W] float, like `image`; with `energies` E itself, any scale.
+        iterations: steps of mean field; 0 returns the softmax of -E.
+        gaussian_sxy: standard deviation in pixels of the kernel over positions, one number or (sx, sy).
+        gaussian_compat: its compatibility; None leaves the term out. A number w is Potts's model as above; [C]
+            penalties per class, or a [C, C] table of penalties, are used as -v_c and -(m + m^T) / 2 in the place of w
+            (pydensecrf's signs: what attracts is negative there). A CUDA tensor here is read back to the host.
+        gaussian_filter: "lattice", or "exact": a separable sum over all pixels within 5 standard deviations.
+        bilateral_sxy: standard deviation in pixels of the kernel over positions and colours, one number or (sx, sy).
+        bilateral_srgb: its standard deviation in colours of 0 to 255, one number or (sr, sg, sb).
+        bilateral_compat: its compatibility, or None, like `gaussian_compat`.
+        features: further kernels: list of [F, H, W] (or [B, F, H, W]) float, 1 <= F <= 16, divided by their standard
+            deviations.
+        features_compat: one compatibility for each of `features`.
+        normalization: "symmetric" as above; "before" k / n_j, "after" k / n_i, "none" k.
+        energies: `probabilities` are energies; otherwise E = -log(probabilities cut to [clip, 1]).
+        clip: lowest probability, in (0, 1].
+        labels: return the index of the best class instead of probabilities.
+
+    Returns:
+        Q [C, H, W] in the dtype of `probabilities`; or with `labels` [H, W], uint8 for at most 255 classes, else
+        int32. With a batch axis if the probabilities have one.
+
+    Raises:
+        TypeError: wrong kind or dtype of an argument.
+        ValueError: wrong shape, range or device of an argument; standard deviations so small that the image would leave
+            the lattice, whose vertices have 16-bit coordinates.
+        RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
+
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. For now all of them by
+        the plain PyTorch definition.
+    Differentiable: no; the result does not require grad.
+    Deterministic: on CPU. Ties between labels go to the smallest index.
+    Non-finite: a probability that is NaN counts as `clip`; an energy that is NaN or beyond 1e30 counts as 1e30, with
+        its sign. A pixel with a NaN or Inf colour (or one that leaves the lattice) sends and receives nothing in the
+        terms that look at colours.
+    Memory: about 16 bytes per pixel and vertex of a simplex (6 for the bilateral term), and 12 per pixel and class.
+    Reference: Krahenbuhl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
+        2011. See `ovs_kernels.reference.crf`.
+
+    Example:
+        >>> import torch, ovs_kernels
+        >>> image = torch.zeros(3, 4, 6)
+        >>> image[:, :, 3:] = 1.0                       # black left, white right
+        >>> foreground = 0.1 + 0.8 * image[0]
+        >>> foreground[1, 4] = 0.3                      # one pixel that got it wrong
+        >>> probabilities = torch.stack((1 - foreground, foreground))
+        >>> ovs_kernels.dense_crf(image, probabilities, labels=True)[1].tolist()
+        [0, 0, 0, 1, 1, 1]
+    """
+    features = features or []
+    if len(features_compat) != len(features):
+        wrong_value("dense_crf", "features_compat", f"one for each of features, {len(features)}", len(features_compat))
+    named = [("gaussian_compat", gaussian_compat), ("bilateral_compat", bilateral_compat)]
+    terms = [(name, value) for name, value in named if value is not None]
+    terms += [(f"features_compat[{index}]", value) for index, value in enumerate(features_compat)]
+    compat, ranks = _flat_compat(terms, probabilities)
+    if gaussian_filter not in ("lattice", "exact"):
+        wrong_value("dense_crf", "gaussian_filter", "'lattice' or 'exact'", repr(gaussian_filter))
+    gaussian, bilateral = [], []
+    if gaussian_compat is not None:
+        gaussian = _scales("gaussian_sxy", gaussian_sxy, 2)
+    if bilateral_compat is not None:
+        bilateral = _scales("bilateral_sxy", bilateral_sxy, 2) + _scales("bilateral_srgb", bilateral_srgb, 3)
+    return torch.ops.ovs_kernels.dense_crf(
+        image,
+        probabilities,
+        iterations,
+        gaussian,
+        gaussian_filter == "exact",
+        bilateral,
+        features,
+        compat,
+        ranks,
+        normalization,
+        energies,
+        clip,
+        labels,
+    )
+
+
+@accepts_arrays("features", "values")
+def permutohedral_filter(
+    features: Tensor, values: Tensor, *, normalization: str = "none", transpose: bool = False
+) -> Tensor:
+    """Gaussian filter in a feature space of any dimension, through the permutohedral lattice.
+
+    ::
+
+        y_i = sum_j exp(-|f_i - f_j|^2 / 2) x_j       approximately: splat, blur along D + 1 axes, slice
+
+    The weights are those of pydensecrf's filter, blur order and all, so they are symmetric only approximately.
+
+    Args:
+        features: [N, D] float, 1 <= D <= 16, divided by their standard deviations.
+        values: [N, C] float, any scale.
+        normalization: with n = the filter of ones: "none"; "symmetric" n^-1/2 on both sides, "before" n^-1 on the
+            values, "after" n^-1 on the result (a weighted mean).
+        transpose: the transpose of the filter.
+
+    Returns:
+        [N, C] in the dtype of `values`.
+
+    Raises:
+        TypeError: wrong kind or dtype of an argument.
+        ValueError: wrong shape, range or device of an argument.
+        RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
+
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. Positions in the
+        lattice are worked out in float64 always. For now all of them by the plain PyTorch definition.
+    Differentiable: by `values`, any number of times (the function is linear). Not by `features`.
+    Deterministic: on CPU.
+    Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
+        is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
+    Memory: about 16 (D + 1) bytes per point, and two arrays of C values per vertex, of which there are at most
+        (D + 1) N.
+    Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
+        `ovs_kernels.reference.crf`.
+
+    Example:
+        >>> import torch, ovs_kernels
+        >>> features = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])      # two together, one far away
+        >>> values = torch.tensor([[1.0], [3.0], [5.0]])
+        >>> ovs_kernels.permutohedral_filter(features, values, normalization="after").round(decimals=4).tolist()
+        [[2.0], [2.0], [5.0]]
+    """
+    return torch.ops.ovs_kernels.permutohedral_filter(features, values, normalization, transpose)
+
+
+def _scales(name: str, value: object, count: int) -> list[float]:
+    """One number for all, or one for each."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return [float(value)] * count
+    items = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(item, numbers.Real) and not isinstance(item, bool) for item in items
+    ):
+        wrong_type("dense_crf", name, f"a number or {count} numbers", kind_text(value))
+    if len(items) != count:
+        wrong_value("dense_crf", name, f"a number or {count} numbers", len(items))
+    return [float(item) for item in items]
+
+
+def _flat_compat(terms: list[tuple[str, object]], probabilities: Tensor) -> tuple[list[float], list[int]]:
+    """The numbers of all compatibilities one after the other, and how many axes each has."""
+    num_classes = probabilities.shape[-3] if probabilities.dim() >= 3 else 0
+    flat, ranks = [], []
+    for name, value in terms:
+        table = _compat_table(name, value)
+        if table.shape not in ((), (num_classes,), (num_classes, num_classes)):
+            expected = f"a number, [C] or [C, C] with C={num_classes} (that of probabilities)"
+            wrong_value("dense_crf", name, expected, shape_text(table.shape))
+        if not table.isfinite().all():
+            wrong_value("dense_crf", name, "finite numbers", table[~table.isfinite()].flatten()[0].item())
+        flat += table.reshape(-1).tolist()
+        ranks.append(table.dim())
+    return flat, ranks
+
+
+def _compat_table(name: str, value: object) -> Tensor:
+    if isinstance(value, (list, tuple)):
+        try:
+            value = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            wrong_type("dense_crf", name, "numbers, or rows of them of one length", kind_text(value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch.float64)
+    tensor = as_tensor("dense_crf", name, value)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        wrong_type("dense_crf", name, "real numbers", str(tensor.dtype).removeprefix("torch."))
+    return tensor.detach().cpu().double()
