@@ -30,9 +30,9 @@ constexpr int max_class_chunk() {
 // where rows are long, columns into panels.
 //
 // The packed matrix holds the links sorted by (block, panel, row, column), so that a block of rows works against a
-// piece of the state that stays in the L1 cache, and reads its links strictly in order. Rows without panels were slower,
-// and panels without packing slower than either, as their short jumps defeat the prefetcher. A link is alpha w_ij / deg_i and its column within the panel, in 16 bits if
-// they do.
+// piece of the state that stays in the L1 cache, and reads its links strictly in order. Rows without panels were
+// slower, and panels without packing slower than either, as their short jumps defeat the prefetcher. A link is
+// alpha w_ij / deg_i and its column within the panel, in 16 bits if they do.
 template <class T>
 struct PropagateGrid {
     int64_t nodes, links, blocks, panels, panel_columns;

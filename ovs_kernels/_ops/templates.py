@@ -38,11 +38,10 @@ MAX_PLACES, MAX_MANO_PLACES = 2**26, 2**22
 MAX_CLASSES = 2**15 - 1  # the core keeps classes in 16 bits
 # Bytes of a tile of logits: some templates, as many as stay in a cache between the product and what follows.
 CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
-# Columns of a product at a time on a CPU: MKL is faster there than with a product of some ten thousand columns.
 # Products of integers: shorter vectors hardly ever meet the bound, and few patches are not worth the packing.
 FLOAT32_EPSILON = 2.0**-23
 LEAST_INTEGER_FEATURES, LEAST_INTEGER_PATCHES = 128, 64
-# Columns of a product at a time on a CPU: MKL takes a third less time than for a product of some ten thousand columns.
+# Columns of a product at a time on a CPU: MKL is faster there than with a product of some ten thousand columns.
 PRODUCT_COLUMNS = 1024
 
 
