@@ -41,7 +41,6 @@ CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
 # Products of integers: shorter vectors hardly ever meet the bound, and few patches are not worth the packing.
 FLOAT32_EPSILON = 2.0**-23
 LEAST_INTEGER_FEATURES, LEAST_INTEGER_PATCHES = 128, 64
-# Columns of a product at a time on a CPU: MKL is faster there than with a product of some ten thousand columns.
 PRODUCT_COLUMNS = 1024
 
 

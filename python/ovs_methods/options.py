@@ -165,10 +165,11 @@ class SegmentOptions:
         """The ranking that floss takes its experts from; read once, as its notes are said once."""
         from .rankings import load_ranking
 
-        if self.loaded_ranking is not None:
-            return self.loaded_ranking
         if self.experts is None:
             raise UserError("--method floss", "--experts FILE, a ranking by ovs rank-templates", "none")
+        loaded = self.loaded_ranking
+        if loaded is not None and loaded.source == str(Path(self.experts)):
+            return loaded
         return load_ranking(Path(self.experts))
 
     def uses_graph(self) -> bool:

@@ -157,10 +157,19 @@ class Scorer:
         }
         return json.loads(json.dumps(settings))
 
-    def encode(self) -> None:
-        """Makes ready for photos: each word in each template, from the cache or through the text tower."""
+    def encode(self, watch: Callable[[int, int], None]) -> None:
+        """Makes ready for photos: each word in each template, from the cache or through the text tower.
+
+        Args:
+            watch: called with the numbers of words that are ready and of all, from none to all.
+        """
         words = [word for words in self.classes.values() for word in words]
-        self._embeddings = template_embeddings(self.backbone, words, self.templates)
+        columns = []
+        for number, word in enumerate(words):
+            watch(number, len(words))
+            columns.append(template_embeddings(self.backbone, [word], self.templates))
+        watch(len(words), len(words))
+        self._embeddings = torch.cat(columns, 1)
 
     def __call__(self, path: Path, clock: Stopwatch) -> TemplateScores:
         """The sums of one photo; the time of each stage goes to `clock`."""
@@ -397,7 +406,8 @@ def rank_templates(options: RankOptions, watch: Watcher | None = None) -> RankRe
     Args:
         options: what to do.
         watch: called as (image, event, detail): once "plan" (here image is the ranking's file) with the numbers of
-            images to do and done before; "scored" with a stopwatch and the seconds, "failed" with the text.
+            images to do and done before; "encode" with the numbers of words that are ready, of all of them, and of
+            templates; "scored" with a stopwatch and the seconds, "failed" with the text.
 
     Returns:
         The ranking, which is in the file `options.out`.
@@ -421,7 +431,7 @@ def rank_templates(options: RankOptions, watch: Watcher | None = None) -> RankRe
     done = len(state.marks)
     watch(options.out, "plan", (len(images) - done, done))
     if done < len(images):
-        scorer.encode()
+        scorer.encode(lambda ready, words: watch(options.out, "encode", (ready, words, len(templates))))
     for image in images[done:]:
         _score(scorer, state, image, watch)
     if state.scores is None:

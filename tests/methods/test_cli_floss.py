@@ -255,7 +255,7 @@ def test_recipes_count_unless_the_user_says_otherwise(tmp_path, published):
     assert shown(method="maskclip") == (laion, "maskclip", "448/224", 448, 100, 0)
     assert shown(method="clip-dinoiser") == (laion, "clip-dinoiser", "448/224", 448, 100, 0)
     assert shown(method="naclip") == (openai, "naclip", "224/112", 336, 40, 0.1)
-    assert shown(method="proxyclip") == (openai, "proxyclip", "224/112", 336, 40, 0.1)
+    assert shown(method="proxyclip") == (openai, "proxyclip", "336/112", 336, 40, 0.1)
     experts = str(published())
     assert shown(method="floss", experts=experts) == (openai, "naclip", "224/112", 336, 100, 0)
     own = {"short_side": 560, "constants": {"windows": "none"}, "recipe": {"scale": 7.0, "threshold": 0.2}}

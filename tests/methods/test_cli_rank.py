@@ -16,6 +16,7 @@ from torch.nn import functional as F
 pytest.importorskip("PIL")
 
 from ovs_methods.backbones import load_backbone
+from ovs_methods.cli import rank as rank_command
 from ovs_methods.errors import UserError
 from ovs_methods.images import read_photo, to_tensor, working_size
 from ovs_methods.rank import RankOptions, merge_rankings, partial_path, rank_templates
@@ -367,6 +368,22 @@ def test_the_command_line_says_what_is_missing(ovs, words, tmp_path):
     assert "ovs rank-templates photos/ --classes" in usage.stdout
 
 
+def test_text_that_takes_long_is_announced_once(monkeypatch, capsys):
+    monkeypatch.setattr(rank_command, "_PATIENCE", -1.0)
+    for quiet in (False, True):
+        progress = rank_command._RankProgress(quiet)
+        progress(Path("a.json"), "plan", (2, 5))
+        for ready in range(4):
+            progress(Path("a.json"), "encode", (ready, 3, 80))
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        wanted = [
+            "5 images were done before, 2 are left",
+            "encoding 3 names in 80 templates, 0:00 left; kept for later runs",
+        ]
+        assert shown.out.splitlines() == ([] if quiet else wanted)
+
+
 def test_a_terminal_gets_a_bar_and_a_summary(environment, tmp_path, words):
     pytest.importorskip("rich")
     main, side = pty.openpty()
@@ -384,7 +401,8 @@ def test_a_terminal_gets_a_bar_and_a_summary(environment, tmp_path, words):
         os.close(main)
     out = process.communicate(timeout=100)[0]
     assert process.returncode == 0
-    assert b"ranking" in shown
+    for part in (b"encoding text", b"4/4", b"ranking"):
+        assert part in shown
     assert b"7/7" in shown
     assert b"images/s" in shown
     assert "wrote experts.json: 7 images, 5 templates, 3 classes\n" in out

@@ -91,7 +91,7 @@ def test_recipes_are_those_of_the_published_methods():
         "maskclip": ("maskclip", "maskclip", "448/224", 448, 100),
         "naclip": ("naclip", "naclip", "224/112", 336, 40),
         "clip-dinoiser": ("clip-dinoiser", "maskclip", "448/224", 448, 100),
-        "proxyclip": ("proxyclip", "naclip", "224/112", 336, 40),
+        "proxyclip": ("proxyclip", "naclip", "336/112", 336, 40),
     }
 
 

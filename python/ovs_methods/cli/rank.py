@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import UserError
 from .common import OK, RAW, SOME_FAILED, Progress, add_common, integer
 
+_PATIENCE = 3.0  # seconds of encoding text after which a user is told
+
 _DESCRIPTION = """\
 Ranks prompt templates for each class by how sure they are of it (FLOSS): the mean entropy of the pixels that a
 template gives to the class, low is good. The photos need no labels; one is enough, more are better.
@@ -106,22 +108,28 @@ def add(commands: Any) -> None:
     add_common(parser)
 
 
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 class _RankProgress(Progress):
     """Images per second and the time that is left: in a bar on a terminal, in lines elsewhere."""
 
     def __init__(self, quiet: bool):
         super().__init__(quiet, "rank-templates", "ranking")
-        self._began = 0.0
-        self.before = 0
+        self._began = time.perf_counter()
+        self._todo = self.before = 0
+        self._said = False
 
     def __call__(self, image: Path, event: str, detail: Any) -> None:
-        """Shows one event: `plan` (images to do, done before), `scored` or `failed`."""
+        """Shows one event: `plan` (images to do, done before), `encode`, `scored` or `failed`."""
         if event == "plan":
-            todo, self.before = detail
-            self._began = time.perf_counter()
-            if self.before and todo and not self._quiet:
-                print(f"{self.before} images were done before, {todo} are left", flush=True)
-            self._start(todo)
+            self._todo, self.before = detail
+            if self.before and self._todo and not self._quiet:
+                print(f"{self.before} images were done before, {self._todo} are left", flush=True)
+            return
+        if event == "encode":
+            self._encode(*detail)
             return
         self._done += 1
         rate = self._done / max(time.perf_counter() - self._began, 1e-9)
@@ -132,9 +140,25 @@ class _RankProgress(Progress):
                 self._say(f"ovs rank-templates: error: {detail}", sys.stderr)
         elif self._bar is None and not self._quiet:
             clock, _ = detail
-            left = (self._total - self._done) / rate
-            speed = f"{rate:.2f} images/s, {int(left) // 60}:{int(left) % 60:02d} left"
+            speed = f"{rate:.2f} images/s, {_minutes((self._total - self._done) / rate)} left"
             self._say(f"[{self._done}/{self._total}] {image} ({clock}; {speed})")
+
+    def _encode(self, ready: int, words: int, templates: int) -> None:
+        """Words through the text tower: a bar of their own; elsewhere a line, if it takes some time."""
+        now = time.perf_counter()
+        if ready == 0:
+            self._began, self._doing = now, "encoding text"
+            self._start(words)
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=ready)
+        elif not (self._said or self._quiet) and now - self._began > _PATIENCE:
+            left = _minutes((words - ready) * (now - self._began) / ready)
+            print(f"encoding {words} names in {templates} templates, {left} left; kept for later runs", flush=True)
+            self._said = True
+        if ready == words:
+            self.stop()
+            self._bar, self._began, self._doing = None, now, "ranking"
+            self._start(self._todo)
 
     @property
     def under_way(self) -> bool:

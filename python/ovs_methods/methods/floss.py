@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovs_kernels import fuse_experts
 
@@ -39,15 +38,15 @@ def expert_embeddings(
         raise ValueError(
             f"expert_embeddings: groups: expected {names} classes below {len(experts)}, got {list(groups)}"
         )
-    means: list[Tensor] = []
+    owners = torch.tensor(groups)
+    made = embeddings.new_empty(names + 1, names, embeddings.shape[-1])
+    made[-1] = embeddings.mean(0)
     for index, chosen in enumerate(experts):
         if chosen is not None and not (chosen and all(0 <= m < templates for m in chosen)):
             wanted = f"at least one template below {templates}, or None"
             raise ValueError(f"expert_embeddings: experts[{index}]: expected {wanted}, got {list(chosen)}")
-        means.append((embeddings if chosen is None else embeddings[list(chosen)]).mean(0))
-    default = embeddings.mean(0)
-    stacked = torch.stack([*(means[group] for group in groups), default])
-    return F.normalize(stacked, dim=-1) if renormalize else stacked
+        made[:-1][owners == index] = made[-1] if chosen is None else embeddings[list(chosen)].mean(0)
+    return made.div_(made.norm(dim=-1, keepdim=True).clamp_min_(1e-12)) if renormalize else made
 
 
 def floss(

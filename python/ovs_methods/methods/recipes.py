@@ -44,10 +44,8 @@ RECIPES = {
     "maskclip": _MASKCLIP,
     "naclip": _NACLIP,
     "clip-dinoiser": dataclasses.replace(_MASKCLIP, features="clip-dinoiser"),
-    "proxyclip": dataclasses.replace(_NACLIP, features="proxyclip"),  # as NACLIP: our choice
+    "proxyclip": dataclasses.replace(_NACLIP, features="proxyclip", windows="336/112"),  # the threshold: our choice
 }
-
-
 FUSION_SCALE = 100.0
 
 
