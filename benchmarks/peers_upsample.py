@@ -43,6 +43,44 @@ def taps(maps: Tensor, guide: Tensor, sigma_spatial: float, sigma_range: float, 
     return result.argmax(0) if labels else result
 
 
+def _rows_of_cells(maps: Tensor, guide: Tensor, radius: int, rows_at_a_time: int):
+    """Whole factors only: for `rows_at_a_time` rows of cells after another, so that what follows stays in the cache.
+
+    Yields the rows (a slice), colours of the pixels [3, cells, pixels], and around each cell colours of the nodes
+    [3, taps, cells] and the maps [C, taps, cells]. Taps outside of the maps have a colour that leaves no weight.
+    """
+    num_classes, h, w = maps.shape
+    fy, fx = guide.shape[1] // h, guide.shape[2] // w
+    side = 2 * radius + 1
+    row_centre, column_centre = _places(h, h * fy)[2], _places(w, w * fx)[2]
+    padded_nodes = pad(guide[:, row_centre][:, :, column_centre], (radius,) * 4, value=1e4)
+    padded_maps = pad(maps, (radius,) * 4)
+    pixels = guide.reshape(3, h, fy, w, fx)
+    for first in range(0, h, rows_at_a_time):
+        count = min(rows_at_a_time, h - first)
+        window = slice(first, first + count + 2 * radius)
+        here = pixels[:, first : first + count].permute(0, 1, 3, 2, 4).reshape(3, count * w, fy * fx)
+        near = unfold(padded_nodes[None, :, window], side).reshape(3, side * side, count * w)
+        values = unfold(padded_maps[None, :, window], side).reshape(num_classes, side * side, count * w)
+        yield slice(first, first + count), here, near, values
+
+
+def _spatial_exponents(maps: Tensor, guide: Tensor, radius: int, sigma: float) -> Tensor:
+    """[pixels of a cell, taps], the same for every cell."""
+    (h, w), (height, width) = maps.shape[1:], guide.shape[1:]
+    y, x = _places(h, height)[1][: height // h], _places(w, width)[1][: width // w]
+    steps = torch.arange(-radius, radius + 1)
+    squares = (y[:, None] - steps).square_()[:, None, :, None] + (x[:, None] - steps).square_()[None, :, None, :]
+    return squares.mul_(-0.5 / sigma**2).reshape(len(y) * len(x), len(steps) ** 2)
+
+
+def _empty_cells(maps: Tensor, guide: Tensor, labels: bool) -> Tensor:
+    """The result by cells: [h, fy, w, fx] labels, or [C, h, fy, w, fx]."""
+    num_classes, h, w = maps.shape
+    shape = (h, guide.shape[1] // h, w, guide.shape[2] // w)
+    return torch.empty(shape, dtype=torch.int64) if labels else maps.new_empty(num_classes, *shape)
+
+
 def cells(
     maps: Tensor,
     guide: Tensor,
@@ -53,43 +91,23 @@ def cells(
     rows_at_a_time: int,
     labels=False,
 ) -> Tensor:
-    """Whole factors only: pixels grouped by cell, weights [cells, pixels, taps] times unfolded maps, as one bmm.
-
-    `rows_at_a_time` rows of cells are worked on together, so that the intermediate arrays stay in the cache.
-    """
-    num_classes, h, w = maps.shape
-    fy, fx = guide.shape[1] // h, guide.shape[2] // w
-    side = 2 * radius + 1
-    (_, y, row_centre), (_, x, column_centre) = _places(h, h * fy), _places(w, w * fx)
-    steps = torch.arange(-radius, radius + 1)
-    spatial = (y[:fy, None] - steps).square_()[:, None, :, None] + (x[:fx, None] - steps).square_()[None, :, None, :]
-    spatial = spatial.mul_(-0.5 / sigma_spatial**2).reshape(1, fy * fx, side * side)
-    nodes = guide[:, row_centre][:, :, column_centre]
-    padded_nodes = pad(nodes, (radius,) * 4, value=1e4)  # a colour that far off leaves no weight
-    padded_maps = pad(maps, (radius,) * 4)
-    pixels = guide.reshape(3, h, fy, w, fx)
-    if labels:
-        result = torch.empty(h, fy, w, fx, dtype=torch.int64)
-    else:
-        result = maps.new_empty(num_classes, h, fy, w, fx)
-    for first in range(0, h, rows_at_a_time):
-        count = min(rows_at_a_time, h - first)
-        window = slice(first, first + count + 2 * radius)
-        near = unfold(padded_nodes[None, :, window], side).reshape(3, side * side, count * w)
-        here = pixels[:, first : first + count].permute(0, 1, 3, 2, 4).reshape(3, count * w, fy * fx)
-        weights = spatial.repeat(count * w, 1, 1)  # [cells, pixels, taps]
+    """Pixels grouped by cell, weights [cells, pixels, taps] times unfolded maps, as one bmm."""
+    spatial = _spatial_exponents(maps, guide, radius, sigma_spatial)
+    result = _empty_cells(maps, guide, labels)
+    fy, w, fx = result.shape[-3:]
+    for rows, here, near, values in _rows_of_cells(maps, guide, radius, rows_at_a_time):
+        weights = spatial.repeat(here.shape[1], 1, 1)  # [cells, pixels, taps]
         for colour, node in zip(here, near, strict=True):
             difference = colour[:, :, None] - node.t()[:, None]
             weights.addcmul_(difference, difference, value=-0.5 / sigma_range**2)
         weights = torch.softmax(weights, -1)
-        values = unfold(padded_maps[None, :, window], side).reshape(num_classes, side * side, count * w)
         up = torch.bmm(weights, values.permute(2, 1, 0))  # [cells, pixels, classes]
-        up = up.reshape(count, w, fy, fx, -1)
+        up = up.reshape(-1, w, fy, fx, len(maps))
         if labels:
-            result[first : first + count] = up.argmax(-1).permute(0, 2, 1, 3)
+            result[rows] = up.argmax(-1).permute(0, 2, 1, 3)
         else:
-            result[:, first : first + count] = up.permute(4, 0, 2, 1, 3)
-    return result.reshape(*(() if labels else (num_classes,)), h * fy, w * fx)
+            result[:, rows] = up.permute(4, 0, 2, 1, 3)
+    return result.reshape(*result.shape[:-4], *guide.shape[1:])
 
 
 def cells_classes_first(
@@ -103,37 +121,20 @@ def cells_classes_first(
     labels=False,
 ) -> Tensor:
     """The same with classes as the rows of the products, so that rows of pixels are copied out in one piece."""
-    num_classes, h, w = maps.shape
-    fy, fx = guide.shape[1] // h, guide.shape[2] // w
-    side = 2 * radius + 1
-    (_, y, row_centre), (_, x, column_centre) = _places(h, h * fy), _places(w, w * fx)
-    steps = torch.arange(-radius, radius + 1)
-    spatial = (y[:fy] - steps[:, None]).square_()[:, None, :, None] + (x[:fx] - steps[:, None]).square_()[None, :, None]
-    spatial = spatial.mul_(-0.5 / sigma_spatial**2).reshape(1, side * side, fy * fx)
-    nodes = guide[:, row_centre][:, :, column_centre]
-    padded_nodes = pad(nodes, (radius,) * 4, value=1e4)
-    padded_maps = pad(maps, (radius,) * 4)
-    pixels = guide.reshape(3, h, fy, w, fx)
-    if labels:
-        result = torch.empty(h, fy, w, fx, dtype=torch.int64)
-    else:
-        result = maps.new_empty(num_classes, h, fy, w, fx)
-    for first in range(0, h, rows_at_a_time):
-        count = min(rows_at_a_time, h - first)
-        window = slice(first, first + count + 2 * radius)
-        near = unfold(padded_nodes[None, :, window], side).reshape(3, side * side, count * w)
-        here = pixels[:, first : first + count].permute(0, 1, 3, 2, 4).reshape(3, count * w, fy * fx)
-        weights = spatial.repeat(count * w, 1, 1)  # [cells, taps, pixels]
+    spatial = _spatial_exponents(maps, guide, radius, sigma_spatial).t()
+    result = _empty_cells(maps, guide, labels)
+    fy, w, fx = result.shape[-3:]
+    for rows, here, near, values in _rows_of_cells(maps, guide, radius, rows_at_a_time):
+        weights = spatial.repeat(here.shape[1], 1, 1)  # [cells, taps, pixels]
         for colour, node in zip(here, near, strict=True):
             difference = colour[:, None] - node.t()[:, :, None]
             weights.addcmul_(difference, difference, value=-0.5 / sigma_range**2)
         weights = weights.sub_(weights.amax(1, keepdim=True)).exp_()
         weights /= weights.sum(1, keepdim=True)
-        values = unfold(padded_maps[None, :, window], side).reshape(num_classes, side * side, count * w)
         up = torch.bmm(values.permute(2, 0, 1), weights)  # [cells, classes, pixels]
-        up = up.reshape(count, w, num_classes, fy, fx)
+        up = up.reshape(-1, w, len(maps), fy, fx)
         if labels:
-            result[first : first + count] = up.argmax(2).permute(0, 2, 1, 3)
+            result[rows] = up.argmax(2).permute(0, 2, 1, 3)
         else:
-            result[:, first : first + count] = up.permute(2, 0, 3, 1, 4)
-    return result.reshape(*(() if labels else (num_classes,)), h * fy, w * fx)
+            result[:, rows] = up.permute(2, 0, 3, 1, 4)
+    return result.reshape(*result.shape[:-4], *guide.shape[1:])

@@ -13,6 +13,7 @@
 #include "attention/attention.h"
 #include "attention/attention_math.h"
 #include "common/device.cuh"
+#include "common/half.h"
 #include "common/launch.cuh"
 #include "common/reduce.cuh"
 #include "common/workspace.h"

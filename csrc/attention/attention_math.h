@@ -2,7 +2,6 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "attention/attention.h"
 #include "common/error.h"
@@ -25,24 +24,6 @@ constexpr T safe_exponent() {
 template <class T>
 constexpr T smallest_exponent() {
     return sizeof(T) == 8 ? T(-1022) : T(-126);
-}
-
-// An entry of the matrix as the bits of a half type, rounded to nearest, ties to even: in [0, 1], a little more by
-// rounding, or NaN. attention_tile.h has the same for vectors.
-OVS_HOST_DEVICE uint32_t float32_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    return bits;
-}
-OVS_HOST_DEVICE uint16_t bfloat16_bits(float x) {
-    const uint32_t bits = float32_bits(x);
-    return static_cast<uint16_t>(x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fc0u);
-}
-OVS_HOST_DEVICE uint16_t float16_bits(float x) {
-    constexpr float kSmallestNormal = 6.103515625e-5f;  // 2^-14; below, float16 counts in steps of 2^-24, as 0.5f does
-    if (x < kSmallestNormal) return static_cast<uint16_t>(float32_bits(x + 0.5f) - float32_bits(0.5f));
-    const uint32_t bits = float32_bits(x);
-    return static_cast<uint16_t>(x == x ? (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13 : 0x7e00u);
 }
 
 // These sizes protect memory; the Python plan has refused them with better words.

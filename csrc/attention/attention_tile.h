@@ -8,6 +8,7 @@
 
 #include "attention/attention_cpu.h"
 #include "common/exp2.h"
+#include "common/half_vector.h"
 #include "common/simd.h"
 #include "common/transpose.h"
 
@@ -155,35 +156,14 @@ typename Tile<T>::PerQuery exponentials_of_any_head(const T* queries, const Head
     return total;
 }
 
-// Rounds to nearest, ties to even. The entries of the matrix are in [0, 1] (a little more by rounding), or NaN.
-using HalfLanes = Vec<uint16_t, kVectorBytes / 4>;
-using FloatLanes = Vec<float, kVectorBytes / 4>;
-using BitLanes = Vec<uint32_t, kVectorBytes / 4>;
-
-OVS_INLINE HalfLanes to_bfloat16(const FloatLanes& x) {
-    const BitLanes bits = (BitLanes)x;
-    const BitLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return __builtin_convertvector(((BitLanes)(x == x) & rounded) | ((BitLanes)(x != x) & 0x7fc0u), HalfLanes);
-}
-
-OVS_INLINE HalfLanes to_float16(const FloatLanes& x) {
-    constexpr float kSmallestNormal = 6.103515625e-5f;  // 2^-14; below, float16 counts in steps of 2^-24, as 0.5f does
-    const BitLanes bits = (BitLanes)x;
-    const BitLanes normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
-    const BitLanes subnormal = (BitLanes)(x + 0.5f) - 0x3f000000u;
-    const BitLanes small = (BitLanes)(x < kSmallestNormal), number = (BitLanes)(x == x);
-    return __builtin_convertvector((number & ((small & subnormal) | (~small & normal))) | (~number & 0x7e00u),
-                                   HalfLanes);
-}
-
 // What a matrix is stored in: Stored::kLanes numbers at a time.
 struct AsFloat16 {
     using Element = uint16_t;
-    OVS_INLINE static HalfLanes convert(const FloatLanes& v) { return to_float16(v); }
+    OVS_INLINE static HalfLanes convert(const FloatLanes& v) { return float16_bits(v); }
 };
 struct AsBFloat16 {
     using Element = uint16_t;
-    OVS_INLINE static HalfLanes convert(const FloatLanes& v) { return to_bfloat16(v); }
+    OVS_INLINE static HalfLanes convert(const FloatLanes& v) { return bfloat16_bits(v); }
 };
 template <class T>
 struct AsItIs {

@@ -6,10 +6,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "common/half.h"
+#include "common/half_vector.h"
 #include "common/simd.h"
-#if OVS_ISA_LEVEL >= 3
-#include <immintrin.h>
-#endif
 
 namespace ovs {
 namespace OVS_ISA {
@@ -18,14 +17,6 @@ namespace {
 // Integer lanes as wide as those of T.
 template <class T, int kLanes>
 using IntVec = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
-
-template <class To, class From>
-OVS_INLINE To bits_as(const From& from) {
-    static_assert(sizeof(To) == sizeof(From), "the same bits");
-    To to;
-    __builtin_memcpy(&to, &from, sizeof to);
-    return to;
-}
 
 // float32 and float64 as they are
 template <class Number>
@@ -59,8 +50,8 @@ struct HalfBase {
 struct BFloat16 : HalfBase {
     static constexpr int32_t kNegativeZero = 0x8000, kLargest = 0x7f7f;
 
-    OVS_INLINE static T one(const Raw* p) { return bits_as<float>(static_cast<int32_t>(*p) << 16); }
-    OVS_INLINE static V many(const Raw* p) { return bits_as<V>(widen(p) << 16); }
+    OVS_INLINE static T one(const Raw* p) { return ovs::widen_bfloat16(*p); }
+    OVS_INLINE static V many(const Raw* p) { return widen_bfloat16(p); }
     OVS_INLINE static I bad(const Raw* p) {
         const I h = widen(p);
         return (h > kLargest) & (h != kNegativeZero);
@@ -69,30 +60,10 @@ struct BFloat16 : HalfBase {
 };
 
 struct Float16 : HalfBase {
-    static constexpr int32_t kNegativeZero = 0x8000, kLargest = 0x7bff, kSmallestNormal = 0x0400, kMagnitude = 0x7fff;
-    // The exponent moves from a bias of 15 to one of 127. Subnormal numbers get the exponent of the smallest normal
-    // one, 2^-14, which then is one too much in all of them and subtracted: no subnormal float32 comes up, they are
-    // slow.
-    static constexpr int32_t kRebias = 112 << 23, kRebiasSubnormal = 113 << 23;
-    static constexpr float kSmallest = 6.103515625e-5f;  // 2^-14
+    static constexpr int32_t kNegativeZero = 0x8000, kLargest = 0x7bff;
 
-    OVS_INLINE static T one(const Raw* p) {
-        const int32_t h = *p & kMagnitude;
-        if (h < kSmallestNormal) return bits_as<float>((h << 13) + kRebiasSubnormal) - kSmallest;
-        return bits_as<float>((h << 13) + kRebias);
-    }
-    // One instruction from x86-64-v3 on, which the compiler's own conversion of vectors does not use.
-    OVS_INLINE static V many(const Raw* p) {
-#if OVS_ISA_LEVEL == 4
-        return bits_as<V>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(p)));
-#elif OVS_ISA_LEVEL == 3
-        return bits_as<V>(_mm256_cvtph_ps(load<__m128i>(p)));
-#else
-        const I h = widen(p) & kMagnitude, shifted = h << 13;
-        const V subnormal = bits_as<V>(shifted + kRebiasSubnormal) - kSmallest;
-        return h < kSmallestNormal ? subnormal : bits_as<V>(shifted + kRebias);
-#endif
-    }
+    OVS_INLINE static T one(const Raw* p) { return ovs::widen_float16(*p & 0x7fffu); }
+    OVS_INLINE static V many(const Raw* p) { return widen_float16(p); }
     OVS_INLINE static I bad(const Raw* p) {
         const I h = widen(p);
         return (h > kLargest) & (h != kNegativeZero);

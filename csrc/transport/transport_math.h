@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/error.h"
+#include "common/half.h"
 #include "common/index.h"
 #include "transport/transport.h"
 
@@ -25,24 +26,10 @@ struct BFloat {
     uint16_t bits;
 };
 
-OVS_HOST_DEVICE float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 OVS_HOST_DEVICE float widen(float x) { return x; }
 OVS_HOST_DEVICE double widen(double x) { return x; }
-OVS_HOST_DEVICE float widen(BFloat x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
-OVS_HOST_DEVICE float widen(Half x) {
-    const uint32_t bits = x.bits, magnitude = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
-    // The exponent moves by 112; subnormal numbers come out right, too. Inf and NaN keep a full exponent.
-    const float scaled = float_of_bits(magnitude) * 5.192296858534828e33f;  // 2^112
-    uint32_t widened;
-    memcpy(&widened, &scaled, sizeof widened);
-    const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u | magnitude : widened;
-    return float_of_bits(special | sign);
-}
+OVS_HOST_DEVICE float widen(BFloat x) { return widen_bfloat16(x.bits); }
+OVS_HOST_DEVICE float widen(Half x) { return widen_float16(x.bits); }
 
 inline void check_params(const TransportParams& p) {
     OVS_REQUIRE(p.num_rows >= 0 && p.num_columns >= 0 && p.num_classes >= 0, "sinkhorn: negative size");

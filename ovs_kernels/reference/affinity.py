@@ -63,7 +63,7 @@ def affinity_pool(
             )
             for one, rows in zip(features, guide, strict=True)
         ]
-        return torch.stack(windows) if windows else torch.empty_like(features)
+        return torch.stack(windows) if windows else features.new_empty(features.shape)
     if not assume_normalized:
         guide = guide / torch.linalg.vector_norm(guide, dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
     affinity = guide @ guide.t()

@@ -94,7 +94,7 @@ def _enclosing_simplex(position: Tensor) -> tuple[Tensor, Tensor]:
     wrap = torch.where(rank >= count, 1, torch.where(rank < 0, -1, 0))
     rank = rank - wrap * count
     base = (rounded.long() - wrap) * count
-    sorted_residual = torch.empty_like(residual).scatter_(1, rank, position - base)  # by rank
+    sorted_residual = residual.new_empty(residual.shape).scatter_(1, rank, position - base)  # by rank
     steps = (sorted_residual[:, :-1] - sorted_residual[:, 1:]) / count  # rank k minus rank k + 1
     first = 1 - (sorted_residual[:, :1] - sorted_residual[:, -1:]) / count
     weights = torch.cat((first, steps.flip(1)), 1)
@@ -164,7 +164,7 @@ class PermutohedralLattice:
         for one, two in reversed(self.neighbours) if transpose else self.neighbours:
             at[:-1] = at[:-1] + 0.5 * (at[one] + at[two])
         result = torch.zeros_like(values, memory_format=torch.contiguous_format)
-        sliced = torch.zeros_like(inside)
+        sliced = inside.new_zeros(inside.shape)
         for r in range(weights.shape[1]):
             sliced += weights[:, r, None] * at[self.vertices[:, r]]
         result[self.inside] = self.alpha * sliced

@@ -5,6 +5,7 @@ the numbers that the kernels are held to.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,12 +170,9 @@ def markov_velocity(
     c: Tensor,
     distributions: Tensor,
     *,
-    threshold: float,
-    max_steps: int,
     rule: str,
-    interpolate: bool,
-    state_scale: str,
     min_time: float,
+    **chain: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How fast the chain of `markov_times`, started at each distribution, comes to each place.
 
@@ -187,12 +185,9 @@ def markov_velocity(
         r: [N] row factors, of `doubly_stochastic`.
         c: [N] column factors.
         distributions: [C, N] float, f.
-        threshold: see `markov_times`.
-        max_steps: see `markov_times`.
         rule: see `markov_times`.
-        interpolate: see `markov_times`.
-        state_scale: see `markov_times`.
         min_time: the time of a place that counts as reached at once.
+        **chain: threshold, max_steps, interpolate and state_scale of `markov_times`.
 
     Returns:
         velocity [C, N], times [C, N], steps [C] int32, places not reached [C] int64. A class without mass: -Inf, Inf,
@@ -202,17 +197,7 @@ def markov_velocity(
     valid = ((distributions >= 0) & (distributions < math.inf)).all(1) & ~(r.isnan() | c.isnan()).any()
     mass = (valid[:, None] & (distributions >= SMALLEST_SUM)).any(1)
     rows = mass.nonzero()[:, 0]
-    found = markov_times(
-        attention,
-        r,
-        c,
-        distributions[rows],
-        threshold=threshold,
-        max_steps=max_steps,
-        rule=rule,
-        interpolate=interpolate,
-        state_scale=state_scale,
-    )
+    found = markov_times(attention, r, c, distributions[rows], rule=rule, **chain)
     times = torch.where(valid[:, None], math.inf, math.nan).to(distributions.dtype).repeat(1, num_nodes)
     times[rows] = found[0]
     steps = torch.zeros(num_classes, dtype=torch.int32, device=distributions.device)

@@ -1,6 +1,8 @@
 """What went wrong, in one line that a user can act on."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 
 INSTALL_DEMO = 'pip install "ovs-kernels[demo]"'
@@ -28,6 +30,15 @@ class UserError(Exception):
         error = cls.__new__(cls)
         Exception.__init__(error, " ".join(text.split()))
         return error
+
+
+@contextlib.contextmanager
+def operators_judge() -> Iterator[None]:
+    """Inside the block an operator's complaint about its arguments is a `UserError` with the operator's text."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError.saying(str(error)) from None
 
 
 class MissingDependency(Exception):

@@ -13,7 +13,7 @@ from ovs_kernels import lp_pixels
 
 from .backbones import EMBEDDED, load_backbone
 from .backbones.dinov2 import available_cpus
-from .errors import UserError
+from .errors import UserError, operators_judge
 from .files import check_out_folder
 from .images import read_photo, resize_argmax, to_bytes, to_tensor, working_size
 from .methods import Preset, check_propagation, choose_preset, propagate_scores
@@ -174,15 +174,13 @@ def refine(options: RefineOptions) -> tuple[OutputPaths, list[tuple[str, float]]
         return paths, None, clock
     with clock("read"):
         scores, image = _match_sizes(options, photo, torch.from_numpy(array))
-    try:
+    with operators_judge():
         refined = scores
         if options.method != "pixels":
             refined = _patch_stage(options, constants, photo, refined, clock)
         if options.method != "lposs":
             with clock("lp_pixels"):
                 refined = lp_pixels(refined, image, **options.propagation)
-    except (ValueError, TypeError) as error:
-        raise UserError.saying(str(error)) from None
     with clock("resize + argmax"):
         labels = resize_argmax(refined, (photo.height, photo.width)).numpy()
     summary = {

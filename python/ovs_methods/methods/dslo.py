@@ -17,11 +17,12 @@ from ovs_kernels import joint_bilateral_upsample, markov_velocity, transport_map
 
 from ..attention import Attention
 from ..backbones import EMBEDDED
-from ..errors import UserError
+from ..errors import UserError, operators_judge
 from ..images import to_bytes
 from ..vocabulary import Vocabulary
 from ..windows import View
 from .coarse import best_of_groups, patch_scores
+from .presets import named_preset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -299,12 +300,8 @@ def choose_dslo_preset(name: str, backbone: str, changed: dict[str, Any]) -> Dsl
     Raises:
         UserError: one of them is out of range.
     """
-    if name == "auto":
-        name = "embedded" if backbone == EMBEDDED else "paper"
-    if name not in DSLO_PRESETS:
-        raise UserError("--preset", f"auto, {' or '.join(DSLO_PRESETS)} for DSLO", name)
-    given = {key: value for key, value in changed.items() if value is not None}
-    preset = dataclasses.replace(DSLO_PRESETS[name], **given)
+    automatic = "embedded" if backbone == EMBEDDED else "paper"
+    preset = named_preset(DSLO_PRESETS, name, automatic, changed, "for DSLO")
     checks = [
         ("--nms", " or ".join(NMS_MODES), preset.nms, preset.nms in NMS_MODES),
         ("--theta", "a number from 0 to 1", preset.theta, 0 <= preset.theta <= 1),
@@ -316,11 +313,9 @@ def choose_dslo_preset(name: str, backbone: str, changed: dict[str, Any]) -> Dsl
     for argument, expected, got, fine in checks:
         if not fine:
             raise UserError(argument, expected, got)
-    try:  # the operators themselves judge the rest
+    with operators_judge():  # the rest
         one = torch.ones(1, 1)
         transport_map(one, one, **preset.transport())
         markov_velocity(one, one, **preset.markov())
         joint_bilateral_upsample(one[None], torch.zeros(3, 1, 1), labels=True, **preset.upsampling())
-    except (ValueError, TypeError) as error:
-        raise UserError.saying(str(error)) from None
     return preset

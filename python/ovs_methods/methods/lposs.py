@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from ovs_kernels import lp_patches, lp_pixels, merge_windows
 
 from ..backbones import EMBEDDED
-from ..errors import UserError
+from ..errors import UserError, operators_judge
 from ..vocabulary import Vocabulary
 from ..windows import View
 from .coarse import best_of_groups, patch_scores
+from .presets import named_preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,17 +184,12 @@ def choose_preset(name: str, backbone: str, changed: dict[str, Any]) -> Preset:
     Raises:
         UserError: one of them is out of range.
     """
-    if name == "auto":
-        name = "harmless" if backbone == EMBEDDED else "paper"
-    if name not in PRESETS:
-        raise UserError("--preset", f"auto, {' or '.join(PRESETS)} but for DSLO", name)
-    preset = dataclasses.replace(PRESETS[name], **{key: value for key, value in changed.items() if value is not None})
+    automatic = "harmless" if backbone == EMBEDDED else "paper"
+    preset = named_preset(PRESETS, name, automatic, changed, "but for DSLO")
     if not (preset.k > 0 and (preset.k < 1 or preset.k == int(preset.k))):
         raise UserError("--neighbours", "a whole number, or a share of all patches below 1", preset.k)
-    try:  # the operator itself judges the rest
+    with operators_judge():  # the rest
         nodes = torch.eye(2)
         graph = {"k": neighbours(preset.k, 2), "gamma": preset.gamma, "sigma": preset.sigma, "alpha": preset.alpha}
         lp_patches(nodes, nodes, nodes, **graph)
-    except (ValueError, TypeError) as error:
-        raise UserError.saying(str(error)) from None
     return preset

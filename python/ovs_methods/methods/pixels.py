@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ovs_kernels import lp_pixels
 
-from ..errors import UserError
+from ..errors import operators_judge
 from ..vocabulary import Vocabulary
 from ..windows import View
 from .coarse import embedding_scores
@@ -40,7 +40,5 @@ def check_propagation(arguments: dict[str, Any]) -> None:
     Raises:
         UserError: with the operator's text.
     """
-    try:
+    with operators_judge():
         lp_pixels(torch.zeros(1, 1, 1), torch.zeros(3, 1, 1), **arguments)
-    except (ValueError, TypeError) as error:
-        raise UserError.saying(str(error)) from None
