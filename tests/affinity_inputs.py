@@ -58,7 +58,7 @@ def settings(guide, form, threshold=0.2, beta=1.2, gamma=3.0, assume_normalized=
     if form == "clip_dinoiser":
         arguments["threshold"] = in_a_gap(affinities, threshold)
     else:
-        mean = affinities.mean()
+        mean = float(affinities.mean())
         arguments |= {"beta": in_a_gap(affinities, beta * mean) / mean, "gamma": gamma}
     return arguments | ({"assume_normalized": True} if assume_normalized else {})
 

@@ -6,9 +6,9 @@
 //                     out_i = sum_j exp(s_ij) f_j / sum_j exp(s_ij) over the kept j
 //
 // How. The matrix is symmetric, so a block of it is computed once and used for its rows and for its columns. The mean
-// needs no matrix: it is |sum_i g_i|^2 / N^2. Scores need no search for the largest of a row: g_i and g_j of unit length
-// have a_ij <= a_ii = 1, and exp(gamma (a_ij - 1)) is as good as exp(s_ij). Where fewer patches survive, fewer rows of
-// features are read: the second product runs over lists of survivors.
+// needs no matrix: it is |sum_i g_i|^2 / N^2. Scores need no search for the largest of a row: g_i and g_j of unit
+// length have a_ij <= a_ii = 1, and exp(gamma (a_ij - 1)) is as good as exp(s_ij). Where fewer patches survive, fewer
+// rows of features are read: the second product runs over lists of survivors.
 //
 // Contract.
 //   threshold     strict: an affinity below it counts nothing, one equal to it counts.

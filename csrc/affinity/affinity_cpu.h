@@ -21,16 +21,16 @@ constexpr int64_t kBlock = kBlockPanels * kPanel;
 
 template <class T>
 struct AffinityScratch {
-    T* panels;       // [windows, panels, G, kPanel]  guide rows, of unit length unless they are used as they are
-    T* squares;      // [windows, N]                  their squared lengths
-    T* panel_sums;   // [windows, panels, G]          sums of a panel's rows; proxyclip
-    T* totals;       // [windows, blocks * kBlock]    sums of weights
-    T* cut;          // [windows]                     affinities below it do not survive
-    T* longest;      // [windows]                     largest of squares
-    T* poison;       // [windows, panels]             NaN where a guide row is not finite, else 0
-    uint8_t* bad;    // [windows, N]                  1 where a row of features is not finite
+    T* panels;        // [windows, panels, G, kPanel]  guide rows, of unit length unless they are used as they are
+    T* squares;       // [windows, N]                  their squared lengths
+    T* panel_sums;    // [windows, panels, G]          sums of a panel's rows; proxyclip
+    T* totals;        // [windows, blocks * kBlock]    sums of weights
+    T* cut;           // [windows]                     affinities below it do not survive
+    T* longest;       // [windows]                     largest of squares
+    T* poison;        // [windows, panels]             NaN where a guide row is not finite, else 0
+    uint8_t* bad;     // [windows, N]                  1 where a row of features is not finite
     int64_t* rounds;  // [windows, blocks]            how many rounds a block is through
-    T* weights;      // [workers, 2, kBlock, kBlock]  of a pair of blocks, and turned
+    T* weights;       // [workers, 2, kBlock, kBlock]  of a pair of blocks, and turned
     int64_t num_panels, num_blocks;
 
     AffinityScratch(const AffinityParams& p, int workers, Workspace& ws) {

@@ -121,7 +121,8 @@ private:
         std::copy_n(squares, rows, s_.squares + window * p_.num_patches + first);
         if (!is_proxy()) return;
         T* const sums = s_.panel_sums + (window * s_.num_panels + index) * p_.num_guide;
-        for (int64_t k = 0; k < p_.num_guide; ++k) sums[k] = sum_over(to + k * kPanel, kPanel, [](const V& v) { return v; });
+        for (int64_t k = 0; k < p_.num_guide; ++k)
+            sums[k] = sum_over(to + k * kPanel, kPanel, [](const V& v) { return v; });
     }
 
     // Rows of the guide, divided by their norms, become the columns of a panel; zeros beyond the last.
@@ -346,8 +347,8 @@ private:
     void serve_weak_rows(int64_t window, int64_t block) {
         const T poison = s_.poison[window * s_.num_panels];
         for (int64_t i = block * kBlock; i < block * kBlock + block_rows(block); ++i) {
-            const double gap = double{s_.longest[window]} - double{s_.squares[window * p_.num_patches + i]};
-            if (p_.gamma * kLog2E * gap > double{weak_exponent<T>()}) pool_weak_row(window, i, poison);
+            if (is_weak(p_.gamma, s_.longest[window], s_.squares[window * p_.num_patches + i]))
+                pool_weak_row(window, i, poison);
         }
     }
 

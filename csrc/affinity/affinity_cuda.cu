@@ -3,7 +3,8 @@
 //   prepare   a warp per patch: the guide row at unit length, its squared length, and what of it is not finite
 //   sum       proxyclip: the sums of a window's guide rows, whose square is the mean affinity
 //   start     proxyclip: per window the border of the affinities and the longest row
-//   pool      32 patches and 256 features per block: a tile of affinities at a time, their weights in shared memory, the
+//   pool      32 patches and 256 features per block: a tile of affinities at a time, their weights in shared memory,
+//   the
 //             sums in registers. Patches that none of eight rows wants are passed over.
 //
 // Unlike on the CPU no use is made of the symmetry: the rows of a tile belong to one block, so that nothing is added by
@@ -36,16 +37,16 @@ static_assert(kSide * kSide == kThreads && kLane % kWarpSize == 0, "a thread has
 template <class T>
 struct DeviceParams {
     AffinityParams p;
-    const T* unit;    // [windows, N, G] guide rows of unit length, or the guide itself
-    T* made_unit;     // where they are written, or null
-    T* squares;       // [windows, N]
-    T* poison;        // [windows, N] NaN where a guide row is not finite, else 0
-    uint8_t* bad;     // [windows, N] 1 where a row of features is not finite
-    double* sums;     // [windows, G]; proxyclip
-    T* cut;           // [windows]
-    T* longest;       // [windows]
+    const T* unit;     // [windows, N, G] guide rows of unit length, or the guide itself
+    T* made_unit;      // where they are written, or null
+    T* squares;        // [windows, N]
+    T* poison;         // [windows, N] NaN where a guide row is not finite, else 0
+    uint8_t* bad;      // [windows, N] 1 where a row of features is not finite
+    double* sums;      // [windows, G]; proxyclip
+    T* cut;            // [windows]
+    T* longest;        // [windows]
     T* window_poison;  // [windows]
-    T scale;          // of differences of affinities, to base 2; proxyclip
+    T scale;           // of differences of affinities, to base 2; proxyclip
     int64_t row_tiles;
 };
 
@@ -215,9 +216,8 @@ __device__ void find_references(const DeviceParams<T>& d, const RowTile<T>& tile
         __syncthreads();
     }
     if (thread >= tile.rows || thread >= kRows) return;
-    const double gap = static_cast<double>(tile.longest) -
-                       static_cast<double>(d.squares[tile.window * n + tile.first + thread]);
-    if (d.p.gamma * kLog2E * gap > static_cast<double>(weak_exponent<T>())) memory.reference[thread] = largest;
+    if (is_weak(d.p.gamma, tile.longest, d.squares[tile.window * n + tile.first + thread]))
+        memory.reference[thread] = largest;
 }
 
 // The weights of a tile into shared memory, zero beyond the last row and column. No barrier behind it.
@@ -252,8 +252,7 @@ __device__ __forceinline__ void make_weights(const DeviceParams<T>& d, const Row
 // Adds the features of a tile's patches to the thread's sums.
 template <class T>
 __device__ __forceinline__ void add_tile(const T* features, const uint8_t* bad, int64_t count, int64_t stride,
-                                         int64_t first, const TileMemory<T>& memory,
-                                         T (&sums)[kSumRows][kSumColumns]) {
+                                         int64_t first, const TileMemory<T>& memory, T (&sums)[kSumRows][kSumColumns]) {
     const int lane = static_cast<int>(threadIdx.x) % kLane, rows = static_cast<int>(threadIdx.x) / kLane * kSumRows;
     for (int j = 0; j < count; ++j) {
         T weights[kSumRows];
@@ -297,20 +296,19 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const DeviceParams<T> d)
     const int64_t n = p.num_patches, window = static_cast<int64_t>(blockIdx.x) / d.row_tiles;
     const int64_t first = static_cast<int64_t>(blockIdx.x) % d.row_tiles * kRows;
     const int thread = static_cast<int>(threadIdx.x);
-    const RowTile<T> tile = {d.unit + window * n * p.num_guide, window, first, n - first < kRows ? n - first : kRows,
-                             d.cut[window], d.longest[window]};
+    const RowTile<T> tile = {d.unit + window * n * p.num_guide,     window,        first,
+                             n - first < kRows ? n - first : kRows, d.cut[window], d.longest[window]};
     if (thread < kRows) {
         memory.totals[thread] = T(0);
         memory.reference[thread] = tile.longest;
     }
     if (p.form == AffinityForm::kProxyClip) {
-        bool is_weak = false;
+        bool any_weak = false;
         for (int64_t r = 0; r < tile.rows; ++r) {
-            const double gap = static_cast<double>(tile.longest) - static_cast<double>(d.squares[window * n + first + r]);
-            is_weak = is_weak || p.gamma * kLog2E * gap > static_cast<double>(weak_exponent<T>());
+            any_weak = any_weak || is_weak(p.gamma, tile.longest, d.squares[window * n + first + r]);
         }
         __syncthreads();
-        if (is_weak) find_references(d, tile, memory);  // the same for all threads
+        if (any_weak) find_references(d, tile, memory);  // the same for all threads
     }
     for (int64_t range = blockIdx.y; range * kFeatures < p.num_features; range += gridDim.y) {
         T sums[kSumRows][kSumColumns] = {};

@@ -17,8 +17,9 @@ constexpr double kAffinityEpsilon = 1e-6;  // added to the sum of a row, as publ
 // In "proxyclip" all exponentials of a window are taken relative to that of its longest row. A row whose own largest
 // would be smaller than 2^-this is not served by that.
 template <class T>
-constexpr T weak_exponent() {
-    return sizeof(T) == 8 ? T(800) : T(80);
+OVS_HOST_DEVICE bool is_weak(double gamma, T longest_square, T square) {
+    constexpr double kWeakest = sizeof(T) == 8 ? 800.0 : 80.0;
+    return gamma * kLog2E * (static_cast<double>(longest_square) - static_cast<double>(square)) > kWeakest;
 }
 
 // These sizes protect memory; the Python plan has refused them with better words.

@@ -38,7 +38,8 @@ struct Inputs {
     std::vector<T> features, guide;
 
     explicit Inputs(const Case& c)
-        : features(static_cast<std::size_t>(c.rows() * c.features)), guide(static_cast<std::size_t>(c.rows() * c.guide)) {
+        : features(static_cast<std::size_t>(c.rows() * c.features)),
+          guide(static_cast<std::size_t>(c.rows() * c.guide)) {
         Random random(7);
         std::vector<double> centres(static_cast<std::size_t>(3 * c.guide));
         for (double& value : centres) value = 2.0 * random() - 0.6;
@@ -76,7 +77,8 @@ struct Window {
         }
         for (int64_t i = 0; i < n; ++i) {
             for (int64_t j = 0; j < n; ++j) {
-                const double a = product(i, j) / norms[static_cast<std::size_t>(i)] / norms[static_cast<std::size_t>(j)];
+                const double a =
+                    product(i, j) / norms[static_cast<std::size_t>(i)] / norms[static_cast<std::size_t>(j)];
                 affinities[static_cast<std::size_t>(i * n + j)] = a;
                 mean += a / static_cast<double>(n * n);
             }
