@@ -73,16 +73,17 @@ def dense_crf(
         TypeError: wrong kind or dtype of an argument.
         ValueError: wrong shape, range or device of an argument; standard deviations so small that the image would leave
             the lattice, whose vertices have 16-bit coordinates.
-        RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
 
-    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. For now all of them by
-        the plain PyTorch definition.
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. There is no CUDA
+        kernel yet: CUDA tensors are answered by the plain PyTorch definition on the device, which is slow.
     Differentiable: no; the result does not require grad.
-    Deterministic: on CPU. Ties between labels go to the smallest index.
+    Deterministic: yes on CPU, for any number of threads; on CUDA as far as torch's `index_add_` is. Ties between labels
+        go to the smallest index.
     Non-finite: a probability that is NaN counts as `clip`; an energy that is NaN or beyond 1e30 counts as 1e30, with
         its sign. A pixel with a NaN or Inf colour (or one that leaves the lattice) sends and receives nothing in the
         terms that look at colours.
-    Memory: about 16 bytes per pixel and vertex of a simplex (6 for the bilateral term), and 12 per pixel and class.
+    Memory: on CPU, for each pixel and class 8 bytes (in float32), for each vertex and class 8, and while a lattice is
+        built up to 70 bytes for each pixel and vertex of its simplex (3 for positions, 6 with colours).
     Reference: Krahenbuhl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
         2011. See `ovs_kernels.reference.crf`.
 
@@ -152,16 +153,16 @@ def permutohedral_filter(
     Raises:
         TypeError: wrong kind or dtype of an argument.
         ValueError: wrong shape, range or device of an argument.
-        RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
 
     Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. Positions in the
-        lattice are worked out in float64 always. For now all of them by the plain PyTorch definition.
+        lattice are worked out in float64 always. There is no CUDA kernel yet: CUDA tensors are answered by the plain
+        PyTorch definition on the device, which is slow.
     Differentiable: by `values`, any number of times (the function is linear). Not by `features`.
-    Deterministic: on CPU.
+    Deterministic: yes on CPU, for any number of threads; on CUDA as far as torch's `index_add_` is.
     Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
         is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
-    Memory: about 16 (D + 1) bytes per point, and two arrays of C values per vertex, of which there are at most
-        (D + 1) N.
+    Memory: on CPU two arrays of C values per vertex, of which there are at most (D + 1) N, one per point, and while the
+        lattice is built up to 70 (D + 1) bytes per point for D <= 7.
     Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
         `ovs_kernels.reference.crf`.
 

@@ -17,7 +17,6 @@ LatticeParams read_lattice(Fields& f) {
     p.num_vertices = f.value<int64_t>("num_vertices");
     p.vertices = f.pointer<int32_t>("vertices");
     p.weights = f.pointer<void>("weights");
-    p.count = f.pointer<int64_t>("count");
     p.starts = f.pointer<int32_t>("starts");
     p.points = f.pointer<int32_t>("points");
     p.entry_weights = f.pointer<void>("entry_weights");

@@ -48,7 +48,6 @@ struct LatticeParams {
     // outputs of kNumber
     int32_t* vertices = nullptr;  // [N, D + 1]; V for the points without vertices
     void* weights = nullptr;      // [N, D + 1] dtype
-    int64_t* count = nullptr;     // [1] V, on the device; null on a CPU
     // outputs of kLink
     int32_t* starts = nullptr;      // [V + 1] where the entries of each vertex begin
     int32_t* points = nullptr;      // [N (D + 1)] the point of each entry; those of a vertex in ascending order

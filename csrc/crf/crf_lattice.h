@@ -209,10 +209,11 @@ private:
         for_each_block(count, 4096, threads_, [&](int64_t begin, int64_t end) {
             for (int axis = 0; axis <= kD; ++axis) {
                 int32_t* const pairs = p_.neighbours + axis * count * 2;
+                uint64_t step[kWords] = {};
+                next_along<kD>(step, axis);
                 for (int64_t v = begin; v < end; ++v) {
                     uint64_t key[kWords];
-                    std::memcpy(key, b_.keys + v * kWords, sizeof key);
-                    next_along<kD>(key, axis);
+                    for (int w = 0; w < kWords; ++w) key[w] = b_.keys[v * kWords + w] + step[w];
                     const int32_t other = b_.slots[find_slot<kD>(b_.slots, table, b_.keys, key)];
                     if (other < 0) continue;
                     pairs[2 * v] = other;                                     // forward,

@@ -16,7 +16,7 @@ constexpr double kKeyRange = 32767.0;
 constexpr uint64_t kKeyOnes = 0x0001000100010001u;
 constexpr double kLatticeQuantum = 1.0 / 1048576.0;  // 2^-20
 
-OVS_HOST_DEVICE constexpr int key_words(int num_features) { return (num_features + kKeyFields - 1) / kKeyFields; }
+OVS_HOST_DEVICE constexpr int key_words(int num_features) { return num_features / kKeyFields + 1; }  // of D + 1 fields
 OVS_HOST_DEVICE double largest_position(int num_features) { return kKeyRange - 3.0 * (num_features + 1); }
 
 // Length in the lattice of a step of 1 along feature k.
@@ -32,17 +32,16 @@ struct Simplex {
     double weights[kD + 1];
 };
 
-// Adds `amount` (2^16 at most, signed as two's complement) to coordinate k of a key; the last one is not kept.
-template <int kD>
+// Adds `amount` (less than 2^16, negative as two's complement) to coordinate k of a key.
 OVS_HOST_DEVICE void add_to_key(uint64_t* key, int k, uint64_t amount) {
-    if (k < kD) key[k / kKeyFields] += amount << (16 * (k % kKeyFields));
+    key[k / kKeyFields] += amount << (16 * (k % kKeyFields));
 }
 
-// The words of "1 in every coordinate that is kept".
+// Adds 1 to every coordinate, or takes it away.
 template <int kD>
 OVS_HOST_DEVICE void add_ones(uint64_t* key, bool minus) {
     for (int w = 0; w < key_words(kD); ++w) {
-        const int fields = kD - w * kKeyFields;
+        const int fields = kD + 1 - w * kKeyFields;
         const uint64_t ones = fields >= kKeyFields ? kKeyOnes : kKeyOnes & ((uint64_t{1} << (16 * fields)) - 1);
         key[w] += minus ? ~ones + 1 : ones;
     }
@@ -52,14 +51,14 @@ OVS_HOST_DEVICE void add_ones(uint64_t* key, bool minus) {
 template <int kD>
 OVS_HOST_DEVICE void next_vertex(uint64_t* key, const uint8_t* order, int r) {
     add_ones<kD>(key, false);
-    add_to_key<kD>(key, order[kD + 1 - r], ~uint64_t{kD} /* -(kD + 1) */);
+    add_to_key(key, order[kD + 1 - r], ~uint64_t{kD} /* -(kD + 1) */);
 }
 
 // The key of the neighbour forward along an axis: one less everywhere, but kD more along the axis.
 template <int kD>
 OVS_HOST_DEVICE void next_along(uint64_t* key, int axis) {
     add_ones<kD>(key, true);
-    add_to_key<kD>(key, axis, kD + 1);
+    add_to_key(key, axis, kD + 1);
 }
 
 template <int kD>
@@ -120,7 +119,7 @@ OVS_HOST_DEVICE bool find_simplex(const double* features, const double* lengths,
         const double base = (rounded[i] - wrap) * (kD + 1);
         s.order[place] = static_cast<uint8_t>(i);
         sorted[place] = e[i] - base;
-        add_to_key<kD>(s.base, i, static_cast<uint64_t>(static_cast<int>(base) + 32768));
+        add_to_key(s.base, i, static_cast<uint64_t>(static_cast<int>(base) + 32768));
     }
     s.weights[0] = 1.0 - (sorted[0] - sorted[kD]) / (kD + 1);
     for (int r = 1; r <= kD; ++r) s.weights[r] = (sorted[kD - r] - sorted[kD + 1 - r]) / (kD + 1);

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -200,6 +199,11 @@ def plan_filter(features, values, normalization, transpose) -> FilterPlan:
     return FilterPlan(num_points, num_features, num_classes, dtype, _compute_dtype(dtype))
 
 
+def _use_reference(on_cuda: bool) -> bool:
+    """There are no CUDA kernels in this family: the definition runs on the device."""
+    return on_cuda or _native.use_reference(False)
+
+
 def _colours(image: Tensor) -> Tensor:
     """[3, H, W] float64 from 0 to 255."""
     return image.double() if image.dtype == torch.uint8 else image.double() * 255
@@ -222,14 +226,12 @@ class _Lattice:
     width: dataclasses.InitVar[int]
     num_points: dataclasses.InitVar[int]
     dtype: dataclasses.InitVar[torch.dtype]
-    on_cuda: dataclasses.InitVar[bool]
 
-    def __post_init__(self, planes, width, num_points, dtype, on_cuda) -> None:
+    def __post_init__(self, planes, width, num_points, dtype) -> None:
         device, corners = planes.device, len(self.scales) + 1
         planes = planes.contiguous()
         self.vertices = _native.allocate((num_points, corners), torch.int32, device)
         self.weights = _native.allocate((num_points, corners), dtype, device)
-        count = torch.zeros(1, dtype=torch.int64, device=device)
         arguments = {
             "planes": planes.data_ptr(),
             "scales": self.scales,
@@ -237,14 +239,12 @@ class _Lattice:
             "width": width,
             "vertices": self.vertices.data_ptr(),
             "weights": self.weights.data_ptr(),
-            "count": count.data_ptr() if on_cuda else 0,
             "dtype": _native.DTYPES[dtype],
         }
-        # The first stage tells how many vertices there are, which is read back from a GPU.
-        nothing = {"num_vertices": 0, "starts": 0, "points": 0, "entry_weights": 0, "neighbours": 0}
-        run = _prepare_lattice(device, arguments, nothing, on_cuda)
-        found = run(stage=0, **nothing)
-        self.num_vertices = int(count.item()) if on_cuda else found
+        # The first stage tells how many vertices there are.
+        first = {"stage": 0, "num_vertices": 0, "starts": 0, "points": 0, "entry_weights": 0, "neighbours": 0}
+        run = _native.prepare_cpu(LATTICE, device, arguments, first)
+        self.num_vertices = run(**first)
         self.starts = _native.allocate((self.num_vertices + 1,), torch.int32, device)
         self.points = _native.allocate((num_points * corners,), torch.int32, device)
         self.entry_weights = _native.allocate((num_points * corners,), dtype, device)
@@ -287,21 +287,15 @@ NO_TERM = {
 }
 
 
-def _prepare_lattice(device: torch.device, arguments: dict, stage: dict, on_cuda: bool) -> Callable:
-    """Runs the stages of a lattice over one scratch memory, of the size of the first."""
-    prepare = _native.prepare_cuda if on_cuda else _native.prepare_cpu
-    return prepare(LATTICE, device, arguments, {"stage": 0, **stage})
-
-
 def _factors(compat: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What a table of penalties multiplies rows of classes by."""
     table = -compat if compat.dim() == 1 else -(compat + compat.t()) / 2
     return table.to(dtype).to(device).contiguous()
 
 
-def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda: bool) -> tuple[list[dict], list]:
+def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor]) -> tuple[list[dict], list]:
     """The terms of one image for the compiled module, and what must outlive the call."""
-    lattice = functools.partial(_Lattice, num_points=p.size[0] * p.size[1], dtype=p.compute_dtype, on_cuda=on_cuda)
+    lattice = functools.partial(_Lattice, num_points=p.size[0] * p.size[1], dtype=p.compute_dtype)
     terms, kept = [], []
     if p.gaussian_sxy is not None and exact:
         terms.append({**NO_TERM, "exact": True, "sx": p.gaussian_sxy[0], "sy": p.gaussian_sxy[1]})
@@ -321,10 +315,10 @@ def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda:
     return terms, kept
 
 
-def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip, on_cuda):
+def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip) -> None:
     """One image into `result`, contiguous [C, H, W] in the dtype of the computation, or labels [H, W]."""
     scores = scores.to(p.compute_dtype).contiguous()
-    terms, kept = _terms(p, image, exact, features, on_cuda) if iterations > 0 else ([], [])
+    terms, kept = _terms(p, image, exact, features) if iterations > 0 else ([], [])
     arguments = {
         "scores": scores.data_ptr(),
         "out": result.data_ptr() if p.label_dtype is None else 0,
@@ -340,7 +334,7 @@ def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, norm
         "normalization": NORMALIZATIONS.index(normalization),
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    _native.call(NAME, scores.device, arguments, on_cuda)
+    _native.call_cpu(NAME, scores.device, arguments)
     del kept
 
 
@@ -370,10 +364,10 @@ def _run(on_cuda: bool, *arguments) -> Tensor:
     for index in range(0 if p.empty else p.batch):
         one = (lambda tensor, index=index: tensor[index]) if p.batched else (lambda tensor: tensor)
         inputs = (one(image), one(scores), one(result), iterations, exact, [one(planes) for planes in features])
-        if _native.use_reference(on_cuda, p.compute_dtype):
+        if _use_reference(on_cuda):
             _by_reference(p, *inputs, *options)
         else:
-            _by_kernel(p, *inputs, *options, on_cuda)
+            _by_kernel(p, *inputs, *options)
     return result if p.label_dtype is not None else result.to(p.dtype)
 
 
@@ -393,14 +387,14 @@ def _fake(*arguments) -> Tensor:
 def _run_filter(on_cuda: bool, features, values, normalization, transpose) -> Tensor:
     p = plan_filter(features, values, normalization, transpose)
     values = values.to(p.compute_dtype)
-    if not p.empty and _native.use_reference(on_cuda, p.compute_dtype):
+    if not p.empty and _use_reference(on_cuda):
         result = reference.permutohedral_filter(features, values, normalization=normalization, transpose=transpose)
         return result.to(p.dtype)
     result = _native.allocate((p.num_points, p.num_classes), p.compute_dtype, values.device)
     if p.empty:
         return result.to(p.dtype)
     values = values.contiguous()
-    lattice = _Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype, on_cuda)
+    lattice = _Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype)
     arguments = {
         "values": values.data_ptr(),
         "out": result.data_ptr(),
@@ -411,7 +405,7 @@ def _run_filter(on_cuda: bool, features, values, normalization, transpose) -> Te
         "normalization": NORMALIZATIONS.index(normalization),
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    _native.call(FILTER, values.device, arguments, on_cuda)
+    _native.call_cpu(FILTER, values.device, arguments)
     return result.to(p.dtype)
 
 
