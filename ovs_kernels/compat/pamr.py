@@ -1,4 +1,4 @@
-"""`PAMR`, the module of 1-stage-wseg that TCL, NACLIP, CLIP-DINOiser and others carry: same constructor, same forward."""
+"""`PAMR`, the module of 1-stage-wseg that TCL, NACLIP, CLIP-DINOiser and others carry: same constructor and forward."""
 
 from collections.abc import Sequence
 
@@ -38,8 +38,8 @@ class PAMR(nn.Module):
         x [B, K, H, W] and mask [B, C, h, w], resized to H x W first -> [B, C, H, W] in the dtype of the mask.
 
     What differs: the result stays in the dtype of the mask where torch would promote; a NaN in the mask does not reach
-    the pixel itself in the first iteration, which the published one-hot convolutions multiply by 0; and nothing runs out
-    of memory. The gradient reaches the mask, not x.
+    the pixel itself in the first iteration, which the published one-hot convolutions multiply by 0; and no memory is
+    needed for neighbours. The gradient reaches the mask, not x.
     """
 
     def __init__(self, num_iter: int = 1, dilations: Sequence[int] = (1,)):
