@@ -20,10 +20,10 @@ namespace ovs {
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
 constexpr int64_t kBlockRows = 8;     // rows that a level advances between two barriers
-constexpr int64_t kMaxLevels = 3;     // iterations of a pass
+constexpr int64_t kMaxLevels = 5;     // iterations of a pass
 constexpr int64_t kBlockBytes = 128;  // of the pixels of a row whose weights lie together: whole vectors of every level
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kRingBytes = 10 << 20;  // the rings of the classes that are taken together stay below, for the cache
+constexpr int64_t kRingBytes = 6 << 20;  // the rings of the classes that are taken together stay below, for the cache
 
 // How one image is streamed; T is the type of the numbers.
 template <class T>

@@ -87,8 +87,10 @@ private:
         }
         V variance = (squares - sum * sum * inverse_count_) * inverse_freedom_;
         variance = variance < T(0) ? V{} : variance;  // a NaN stays
-        V deviation = {};
-        for (int lane = 0; lane < kLanes; ++lane) deviation[lane] = root(variance[lane]);
+        T deviations[kLanes];                         // in memory, so that the roots become one instruction
+        store(deviations, variance);
+        for (int lane = 0; lane < kLanes; ++lane) deviations[lane] = root(deviations[lane]);
+        const V deviation = load<V>(deviations);
         const V inverse = factor_ / (T(kPamrSmallestScale) + T(kPamrScaleOfDeviation) * deviation);
         for (int64_t tap = 0; tap < taps_; ++tap) {
             const V difference = load<V>(taps.at[tap] + at) - here;
