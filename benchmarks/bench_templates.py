@@ -20,12 +20,19 @@ FULL = [
     ("pixel", GRID, 80, 19, WINDOW),
     ("pixel", GRID, 80, 150, WINDOW),
     ("pixel", GRID, 80, 171, WINDOW),
+    ("logits", GRID, 80, 19, WINDOW),
+    ("logits", GRID, 80, 171, WINDOW),
     ("fuse", GRID, None, 19, WINDOW),
     ("fuse", GRID, None, 59, WINDOW),
     ("fuse", GRID, None, 150, WINDOW),
     ("fuse", GRID, None, 171, WINDOW),
 ]
-QUICK = [("patch", 60, 4, 7, None), ("pixel", 6, 3, 5, (48, 64)), ("fuse", 6, None, 6, (48, 64))]
+QUICK = [
+    ("patch", 60, 4, 7, None),
+    ("pixel", 6, 3, 5, (48, 64)),
+    ("logits", 6, 3, 5, (48, 64)),
+    ("fuse", 6, None, 6, (48, 64)),
+]
 
 # A place changes sides where two classes are within rounding of each other, or a pixel where two experts are. The
 # labels that the harness compares mean nothing for sums.
@@ -65,8 +72,9 @@ def entropy_implementations(kind: str, num_classes: int, size) -> list[Implement
 
     def ours(inputs: Inputs) -> Tensor:
         features, arguments = inputs["features"], {}
-        if kind == "pixel":
-            features, arguments = features[None], {"mode": "pixel_exact", "size": size}
+        if kind != "patch":
+            order = "logits" if kind == "logits" else "probabilities"
+            features, arguments = features[None], {"mode": "pixel_exact", "size": size, "interpolate": order}
         scores = ovs_kernels.template_entropy(features, inputs["texts"], assume_normalized=True, **arguments)
         return _sums(scores)
 
@@ -81,6 +89,12 @@ def entropy_implementations(kind: str, num_classes: int, size) -> list[Implement
             Implementation("PyTorch in tiles", PYTORCH, peer(peers.patches_in_tiles)),
         ]
     at_once = max(1, int(PUBLISHED_BYTES / 2 / (4 * num_classes * size[0] * size[1])))
+    if kind == "logits":
+        return [
+            Implementation("ovs_kernels", OURS, ours),
+            Implementation("PyTorch in bands of rows", PYTORCH, peer(peers.logits_by_rows, size)),
+            Implementation("published", PUBLISHED, peer(peers.logits_published, size, min(at_once, 8))),
+        ]
     return [
         Implementation("ovs_kernels", OURS, ours),
         Implementation("PyTorch template by template", PYTORCH, peer(peers.pixels_by_template, size)),
@@ -112,8 +126,9 @@ def expected_entropy(inputs: Inputs, kind: str, size) -> Tensor:
     """The float64 definition: sums in nats, and counts."""
     features, texts = inputs["features"].double(), inputs["texts"].double()
     arguments = ()
-    if kind == "pixel":
-        features, arguments = features[None], ("pixel_exact", torch.tensor([[0, 0, *size]]), size, size)
+    if kind != "patch":
+        order = "logits" if kind == "logits" else "probabilities"
+        features, arguments = features[None], ("pixel_exact", torch.tensor([[0, 0, *size]]), size, size, False, order)
     counts, sums = reference.template_entropy(features, texts, 0.01, True, *arguments)
     return torch.stack((sums[0].double() * 2.0**-32, counts.double()))
 
@@ -132,6 +147,10 @@ def count_work(kind: str, patches: int, num_templates: int | None, num_classes: 
     num_bytes = 4 * FEATURES * (rows + places)
     exps = places * rows
     how = "the products; features and embeddings once; an exponential per product"
+    if kind == "logits":
+        pixels = size[0] * size[1]
+        flops, exps = flops + 4 * pixels * rows, pixels * rows
+        how = "the products; features and embeddings once; an exponential and 4 flops per pixel, template and class"
     if kind == "pixel":
         pixels = size[0] * size[1]
         flops += 20 * pixels * rows
@@ -152,7 +171,12 @@ def cases(which: str, device: torch.device) -> list[Case]:
     made = []
     for kind, patches, num_templates, num_classes, size in QUICK if which == "quick" else FULL:
         fuses = kind == "fuse"
-        names = {"patch": "entropy of patches", "pixel": "entropy of pixels", "fuse": "fusion"}
+        names = {
+            "patch": "entropy of patches",
+            "pixel": "entropy of pixels",
+            "logits": "entropy of pixels' logits",
+            "fuse": "fusion",
+        }
         extent = f"P={patches}" if kind == "patch" else f"{size[0]}x{size[1]}"
         sizes = {"P": patches if kind == "patch" else patches**2, "K": num_classes, "d": FEATURES}
         sizes |= {} if fuses else {"M": num_templates}

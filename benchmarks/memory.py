@@ -112,8 +112,9 @@ def _main() -> None:
     device = torch.device("cpu")
 
     def find(cases, case_name):
-        case = next(case for case in cases if case_name in (None, case.name))
-        return case, next(i.run for i in case.implementations if i.name == name)
+        pairs = [(case, i) for case in cases for i in case.implementations if i.name == name]
+        case, found = next(pair for pair in pairs if case_name in (None, pair[0].name))
+        return case, found.run
 
     with torch.inference_mode():
         small, run_small = find(families.load(family).cases("quick", device), None)

@@ -97,6 +97,47 @@ def pixels_published(window: Tensor, texts: Tensor, size: Size, templates_at_onc
     return found
 
 
+def logits_published(window: Tensor, texts: Tensor, size: Size, templates_at_once: int) -> Tensor:
+    """NACLIP's order as released: cosines upsampled and resized, softmax at the pixels, class by class the mean."""
+    num_templates, num_classes, _ = texts.shape
+    found = torch.zeros(2, num_templates, num_classes, dtype=torch.float64)
+    for first in range(0, num_templates, templates_at_once):
+        part = texts[first : first + templates_at_once]
+        maps = _upsample(torch.einsum("hwd,mkd->mkhw", window, part), size)
+        for m, cosines in enumerate(maps, first):
+            probabilities = torch.softmax(_upsample(cosines[None], size)[0] * SCALE, 0)
+            labels = probabilities.argmax(0)
+            for k in range(num_classes):
+                mask = labels == k
+                if not mask.any():
+                    continue
+                mine = probabilities[:, mask]
+                count = mask.sum().item()
+                found[0, m, k] += -(mine * torch.log(mine + 1e-10)).sum(0).mean().item() * count
+                found[1, m, k] += count
+    return found
+
+
+def logits_by_rows(window: Tensor, texts: Tensor, size: Size, band: int = 16) -> Tensor:
+    """NACLIP's order, a template and some rows at a time: interpolation as two products, exponentials in place."""
+    num_classes = texts.shape[1]
+    vertical, horizontal = (_axis(n_in, n_out, window) for n_in, n_out in zip(window.shape[:2], size, strict=True))
+    rows = window.flatten(0, 1)
+    found = []
+    for embeddings in texts:
+        stretched = (embeddings @ rows.t()).mul_(SCALE).view(num_classes, *window.shape[:2]) @ horizontal.t()
+        total = torch.zeros(2, num_classes, dtype=torch.float64)
+        for y in range(0, size[0], band):
+            logits = (vertical[y : y + band] @ stretched).flatten(1)
+            top, labels = logits.max(0, keepdim=True)
+            logits -= top
+            exponentials = logits.exp()
+            mass = exponentials.sum(0)
+            total += _tally(mass.log() - exponentials.mul_(logits).sum(0).div_(mass), labels[0], num_classes)
+        found.append(total)
+    return torch.stack(found, 1)
+
+
 def pixels_by_template(window: Tensor, texts: Tensor, size: Size) -> Tensor:
     """A template at a time, in place."""
     rows = window.flatten(0, 1)

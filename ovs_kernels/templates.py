@@ -212,16 +212,18 @@ def template_entropy(
             than 2^26 places (2^22 with `mano`).
 
     Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64 (on CUDA by the
-        reference). The entropy of a place is rounded to a multiple of 2^-32.
+        reference). The entropy of a place is rounded to a multiple of 2^-32. Patches on a CPU with AVX-512 are
+        multiplied as 16-bit integers where cosines are then off by at most d 2^-23; see docs/templates.md.
     Differentiable: no.
     Deterministic: yes. What is added up are integers, so neither the number of threads nor the order matters; the
-        entropies themselves come from a matrix product of torch and from the processor's instruction set, so another
-        machine may differ in the last digits of a place.
+        entropies themselves come from a matrix product and from the processor's instruction set, so another machine
+        may differ in the last digits of a place.
     Non-finite: a patch whose features are zero, NaN or Inf has no probabilities. It is not counted, and in
         "pixel_exact" neither are the pixels that are interpolated from it; `total` counts them. An embedding that
         is zero, NaN or Inf (with `assume_normalized` NaN only) leaves all places of its template uncounted.
     Memory: the logits of some templates, 4 MiB (on CUDA 256 MiB) or those of one; in "pixel_exact" on CPU besides 64
-        bytes per class and row of patches for each thread.
+        bytes per class and row of patches for each thread. Products of integers take 2 bytes P d, and 2 bytes K d for
+        each thread, instead.
     Reference: FLOSS (arXiv 2504.10487), section on class-experts, and its released code, whose 1e-10 inside of the
         logarithm is left out. See `ovs_kernels.reference.templates`.
 

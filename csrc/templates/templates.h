@@ -70,7 +70,7 @@ std::size_t template_entropy_cuda_workspace_bytes(const TemplateEntropyParams&);
 void template_entropy_cuda(const TemplateEntropyParams&, void* workspace, std::size_t workspace_bytes, int device,
                            void* stream);
 
-// Patches again, on a CPU in float32: the products too, of integers, where that is as exact as float32 has to be.
+// Patches again, on a CPU in float32: the products too, of 16-bit integers, where their error has a small enough bound.
 struct TemplateFixedParams {
     const float* features = nullptr;       // [patches, features] of unit length; not read where unknown
     const float* texts = nullptr;          // [templates, queries, features]

@@ -8,8 +8,8 @@
 //     |df| |e| + (|f| + |df|) |de|,      df = f - round(s f) / s, |f|, |df|, |e|, |de| the largest of the template's
 //
 // and these lengths are computed, not estimated. Where the bound is above the one that is asked for, the template is
-// left to the caller. The bound asked for is features times 2^-23, no more than what can be said of a product in
-// float32; typical errors of both are far below (docs/templates.md has numbers).
+// left to the caller. It asks for features times 2^-23: twice the bound of a dot product in float32, whose rounding
+// unit is 2^-24. Typical errors of both are far below (docs/templates.md has numbers).
 //
 // No overflow: the integers of kChunk features have a length of at most 46340, and 46340^2 < 2^31, so neither the sum
 // nor any part of it, again by Cauchy-Schwarz, leaves 32 bits.

@@ -2,14 +2,15 @@
 //
 // Patches lie in blocks [steps][kBlock][2]: a step holds two neighbouring features of 32 patches. A row's two features
 // are broadcast to all lanes; one instruction multiplies pairs and adds them, in 32 bits. The sums of kChunk features
-// cannot overflow, which the scales see to, and are added up as float32.
+// cannot overflow, which the scales see to, and are added up as float32. Level v4 only: with narrower vectors a product
+// of float32 takes no longer.
 #pragma once
 #include <cstdint>
 
 #include "templates/templates_cpu.h"
 #include "templates/templates_pack.h"
 
-#if OVS_ISA_LEVEL >= 2
+#if OVS_ISA_LEVEL == 4
 #include <immintrin.h>
 #endif
 
@@ -18,6 +19,7 @@ namespace OVS_ISA {
 namespace {
 
 #if OVS_ISA_LEVEL == 4
+constexpr bool kHasIntegerProducts = true;
 using Integers = __m512i;
 constexpr int kTileRows = 12, kTileStrips = 2;  // 24 accumulators, two patch vectors, one broadcast
 OVS_INLINE Integers load_integers(const int16_t* p) { return _mm512_loadu_si512(p); }
@@ -29,36 +31,10 @@ OVS_INLINE Integers multiply_add(Integers sum, const Integers& a, const Integers
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));  // its intrinsic would need a higher level
     return sum;
 }
-#elif OVS_ISA_LEVEL == 3
-using Integers = __m256i;
-constexpr int kTileRows = 6, kTileStrips = 1;
-OVS_INLINE Integers load_integers(const int16_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
-}
-OVS_INLINE Integers repeat_pair(int32_t pair) { return _mm256_set1_epi32(pair); }
-OVS_INLINE Integers no_integers() { return _mm256_setzero_si256(); }
-template <bool>
-OVS_INLINE Integers multiply_add(const Integers& sum, const Integers& a, const Integers& b) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-}
-#elif OVS_ISA_LEVEL == 2
-using Integers = __m128i;
-constexpr int kTileRows = 2, kTileStrips = 1;
-OVS_INLINE Integers load_integers(const int16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)); }
-OVS_INLINE Integers repeat_pair(int32_t pair) { return _mm_set1_epi32(pair); }
-OVS_INLINE Integers no_integers() { return _mm_setzero_si128(); }
-template <bool>
-OVS_INLINE Integers multiply_add(const Integers& sum, const Integers& a, const Integers& b) {
-    return _mm_add_epi32(sum, _mm_madd_epi16(a, b));
-}
-#endif
-
-#if OVS_ISA_LEVEL >= 2
-constexpr bool kHasIntegerProducts = true;
 constexpr int kTileVectors = kTileStrips * Pack<float>::kVectors;
 
 // out [kRows, kBlock] = products of kRows rows [.., pitch] with a block of patches. kAtOnce: with the instruction that
-// multiplies and adds in one (AVX512-VNNI), which no level includes.
+// multiplies and adds in one (AVX512-VNNI), which the level does not include.
 template <int kRows, bool kAtOnce>
 void multiply_tile(const int16_t* block, const int16_t* rows, int64_t pitch, float* out) {
     using Lanes = Marks<float>::M;
@@ -108,20 +84,14 @@ struct TileFunctions {
 };
 template <int kRows = kTileRows>
 void fill_tile_functions(TileFunctions& functions, bool at_once) {
-    functions.of[kRows] = at_once ? &multiply_tile<kRows, OVS_ISA_LEVEL == 4> : &multiply_tile<kRows, false>;
+    functions.of[kRows] = at_once ? &multiply_tile<kRows, true> : &multiply_tile<kRows, false>;
     if constexpr (kRows > 1) fill_tile_functions<kRows - 1>(functions, at_once);
 }
 
 // Products of a block of patches with `count` rows: [count, kBlock].
 class IntegerProduct {
 public:
-    IntegerProduct() {
-        bool at_once = false;
-#if OVS_ISA_LEVEL == 4
-        at_once = __builtin_cpu_supports("avx512vnni") != 0;
-#endif
-        fill_tile_functions(functions_, at_once);
-    }
+    IntegerProduct() { fill_tile_functions(functions_, __builtin_cpu_supports("avx512vnni") != 0); }
     void operator()(const int16_t* block, const int16_t* rows, int64_t count, int64_t pitch, float* out) const {
         for (int64_t first = 0; first < count; first += kTileRows) {
             const int64_t left = count - first, n = left < kTileRows ? left : kTileRows;
@@ -133,7 +103,7 @@ private:
     TileFunctions functions_;
 };
 #else
-constexpr bool kHasIntegerProducts = false;  // not tried on such processors
+constexpr bool kHasIntegerProducts = false;  // no faster than products of float32
 class IntegerProduct {
 public:
     void operator()(const int16_t*, const int16_t*, int64_t, int64_t, float*) const {}
