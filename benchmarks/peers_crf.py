@@ -60,7 +60,7 @@ class TorchLattice:
         numbers = torch.arange(1, d + 1, device=features.device)
         position = torch.cat((after, zero), 1) - torch.cat((zero, steps * numbers), 1)
         rounded = (position / (d + 1)).round()
-        order = (position - rounded * (d + 1)).argsort(1, descending=True, stable=True)
+        order = (position - rounded * (d + 1)).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(1) + rounded.sum(1, keepdim=True).long()
         turn = (rank > d).long() - (rank < 0).long()
         rank, base = rank - turn * (d + 1), (rounded.long() - turn) * (d + 1)
