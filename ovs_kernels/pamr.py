@@ -54,8 +54,8 @@ def pamr(
     Non-finite: a NaN or Inf in the scores reaches all pixels that have it among their neighbours, in its class only. A
         NaN or Inf in the image makes NaN of all scores of that pixel and of those that have it among their neighbours.
         Both travel on with every iteration.
-    Memory: beyond the result, on a CPU rings of rows of at most 9 classes or 6 MB and the weights of some hundred rows
-        (9 MB in all for 448 x 597, dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and
+    Memory: beyond the result, on a CPU each thread has rings of 170 rows of some classes, at most 6 MB or 8 classes, and
+        the weights of 69 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and
         dilation, and one copy of the scores of an image.
     Reference: PAMR (Araslanov and Roth 2020), the module that TCL, NACLIP and others share. See
         `ovs_kernels.reference.pamr`.

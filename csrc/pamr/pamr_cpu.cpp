@@ -10,7 +10,7 @@ constexpr int64_t kProductsPerThread = 1 << 18;
 template <class T>
 std::size_t image_bytes(const PamrParams& p, int threads) {
     Workspace counter(nullptr, 0);
-    PamrBuffers<T>(p, PamrGrid<T>(p), threads, counter);
+    PamrBuffers<T>(p, PamrGrid<T>(p, threads), threads, counter);
     return counter.used();
 }
 
@@ -34,13 +34,19 @@ ImageFunction image_function(CpuIsa isa) {
 #endif
 }
 
+int useful_threads(const PamrParams& p, int num_threads) {
+    const int64_t products = p.height * p.width * p.num_classes * kPamrTaps * p.num_dilations;
+    return static_cast<int>(std::min<int64_t>(num_threads, ceil_div(products, kProductsPerThread)));
+}
+
 }  // namespace
 
 std::size_t pamr_cpu_workspace_bytes(const PamrParams& p, DType dtype, int num_threads) {
     check_params(p);
     OVS_REQUIRE(num_threads >= 1, "pamr: no thread");
     if (is_empty(p)) return 0;
-    return dtype == DType::kFloat64 ? image_bytes<double>(p, num_threads) : image_bytes<float>(p, num_threads);
+    const int threads = useful_threads(p, num_threads);
+    return dtype == DType::kFloat64 ? image_bytes<double>(p, threads) : image_bytes<float>(p, threads);
 }
 
 void pamr_cpu(const PamrParams& p, DType dtype, void* workspace, std::size_t workspace_bytes, int num_threads,
@@ -49,8 +55,8 @@ void pamr_cpu(const PamrParams& p, DType dtype, void* workspace, std::size_t wor
     OVS_REQUIRE(num_threads >= 1, "pamr: no thread");
     if (is_empty(p)) return;
     const ImageFunction run = image_function(isa);
-    const int64_t pixels = p.height * p.width, products = pixels * p.num_classes * kPamrTaps * p.num_dilations;
-    const int threads = static_cast<int>(std::min<int64_t>(num_threads, ceil_div(products, kProductsPerThread)));
+    const int64_t pixels = p.height * p.width;
+    const int threads = useful_threads(p, num_threads);
     const int64_t real_bytes = static_cast<int64_t>(dtype_bytes(dtype));
     for (int64_t i = 0; i < p.batch; ++i) {
         PamrParams image = p;

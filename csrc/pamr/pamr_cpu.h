@@ -19,7 +19,8 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int64_t kBlockRows = 8;     // rows that a level advances between two barriers
+constexpr int64_t kTeamRows = 8;  // rows that a level advances between two barriers of a team of threads
+constexpr int64_t kClassesPerThread = 4;
 constexpr int64_t kMaxLevels = 5;     // iterations of a pass
 constexpr int64_t kBlockBytes = 128;  // of the pixels of a row whose weights lie together: whole vectors of every level
 constexpr int64_t kLineBytes = 64;
@@ -32,6 +33,8 @@ struct PamrGrid {
     static constexpr int64_t kLine = kLineBytes / sizeof(T);
 
     int64_t taps, reach_y, reach_x;
+    int64_t workers, team;              // chunks of classes that are made at the same time, and the threads of each
+    int64_t block_rows;                 // rows that a level advances at a time
     int64_t left, padded_width, pitch;  // a row of a ring: `left` columns of border, the pixels, border again
     int64_t levels;                     // iterations of the longest pass
     int64_t lag;                        // blocks from a level to the next
@@ -40,7 +43,12 @@ struct PamrGrid {
     int64_t image_stride, row_stride;  // from row to row of a ring
     int64_t weight_stride;             // from row to row of the weights
 
-    explicit PamrGrid(const PamrParams& p) {
+    // With enough classes a thread has its own rings and never waits; else all threads share the rows of a block.
+    PamrGrid(const PamrParams& p, int threads) {
+        const bool alone = threads == 1 || p.num_classes >= kClassesPerThread * threads;
+        workers = alone ? threads : 1;
+        team = alone ? 1 : threads;
+        block_rows = alone ? 1 : kTeamRows;
         taps = kPamrTaps * p.num_dilations;
         const int64_t largest = *std::max_element(p.dilations, p.dilations + p.num_dilations);
         reach_y = pamr_reach(largest, p.height);
@@ -49,13 +57,15 @@ struct PamrGrid {
         padded_width = round_up(p.width, kBlock);
         pitch = odd_lines(left + padded_width + round_up(reach_x, kLine));
         levels = p.backward ? 1 : std::min(p.num_iter, kMaxLevels);
-        lag = ceil_div(reach_y, kBlockRows) + 1;
-        ring_rows = p.backward ? p.height : std::min(p.height, (lag + 1) * kBlockRows + reach_y);
-        weight_rows = p.backward ? p.height : std::min(p.height, ((levels - 1) * lag + 1) * kBlockRows);
+        lag = ceil_div(reach_y, block_rows) + 1;
+        ring_rows = p.backward ? p.height : std::min(p.height, (lag + 1) * block_rows + reach_y);
+        weight_rows = p.backward ? p.height : std::min(p.height, ((levels - 1) * lag + 1) * block_rows);
         weight_stride = padded_width * taps;
         const int64_t class_bytes = levels * ring_rows * pitch * static_cast<int64_t>(sizeof(T));
         const int64_t most = std::max<int64_t>(8, kRingBytes / class_bytes);
-        chunk = ceil_div(p.num_classes, ceil_div(p.num_classes, most));
+        // Two chunks per worker at least, so that all rings together stay below half of the scores.
+        const int64_t chunks = std::max(ceil_div(p.num_classes, most), alone ? 2 * workers : 1);
+        chunk = ceil_div(p.num_classes, round_up(chunks, workers));
         image_stride = odd_lines(p.num_features * pitch);
         row_stride = odd_lines(chunk * pitch);
     }
@@ -69,15 +79,17 @@ struct PamrGrid {
 
 template <class T>
 struct PamrBuffers {
+    // Those of a worker follow each other; the transpose has one image and one set of weights.
     T* image;    // [ring_rows, F, pitch]
     T* weights;  // [weight_rows, padded_width / kBlock, taps, kBlock]
     T* rings;    // forward   [levels, ring_rows, chunk, pitch]: what level t reads
     T* planes;   // backward  [threads, 2, H, pitch]
 
     PamrBuffers(const PamrParams& p, const PamrGrid<T>& grid, int threads, Workspace& ws) {
-        image = ws.take<T>("image", grid.ring_rows * grid.image_stride);
-        weights = ws.take<T>("weights", grid.weight_rows * grid.weight_stride);
-        rings = ws.take<T>("rings", p.backward ? 0 : grid.levels * grid.ring_rows * grid.row_stride);
+        const int64_t workers = p.backward ? 1 : grid.workers;
+        image = ws.take<T>("image", workers * grid.ring_rows * grid.image_stride);
+        weights = ws.take<T>("weights", workers * grid.weight_rows * grid.weight_stride);
+        rings = ws.take<T>("rings", p.backward ? 0 : workers * grid.levels * grid.ring_rows * grid.row_stride);
         planes = ws.take<T>("planes", p.backward ? 2 * threads * p.height * grid.pitch : 0);
     }
 };
