@@ -55,7 +55,7 @@ def pamr_weights(image: Tensor, dilations: Sequence[int]) -> Tensor:
 
 def pamr_step(weights: Tensor, scores: Tensor, dilations: Sequence[int]) -> Tensor:
     """One iteration, sum over o of a_o(p) m(p + o). weights [B, 8D, H, W], scores [B, C, H, W]."""
-    result = torch.zeros_like(scores)
+    result = scores.new_zeros(scores.shape)
     for index, (dy, dx) in enumerate(offsets(dilations)):
         result = result + weights[:, index, None] * shifted(scores, dy, dx)
     return result
@@ -107,9 +107,9 @@ def pamr_backward(v_scores: Tensor, image: Tensor, *, num_iter: int, dilations: 
     height, width = image.shape[-2:]
     rows, columns = torch.arange(height, device=image.device), torch.arange(width, device=image.device)
     for _ in range(num_iter):
-        result = torch.zeros_like(v_scores)
+        result = v_scores.new_zeros(v_scores.shape)
         for index, (dy, dx) in enumerate(offsets(dilations)):
-            across = torch.zeros_like(v_scores)
+            across = v_scores.new_zeros(v_scores.shape)
             across.index_add_(-1, (columns + dx).clamp(0, width - 1), weights[:, index, None] * v_scores)
             result.index_add_(-2, (rows + dy).clamp(0, height - 1), across)
         v_scores = result
