@@ -54,9 +54,9 @@ def pamr(
     Non-finite: a NaN or Inf in the scores reaches all pixels that have it among their neighbours, in its class only. A
         NaN or Inf in the image makes NaN of all scores of that pixel and of those that have it among their neighbours.
         Both travel on with every iteration.
-    Memory: beyond the result, on a CPU each thread has rings of 170 rows of some classes, at most 6 MB or 8 classes, and
-        the weights of 69 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and
-        dilation, and one copy of the scores of an image.
+    Memory: beyond the result, on a CPU each thread has rings of 165 rows of some classes, 6 MB at most, and the
+        weights of 65 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and dilation, and
+        one copy of the scores of an image.
     Reference: PAMR (Araslanov and Roth 2020), the module that TCL, NACLIP and others share. See
         `ovs_kernels.reference.pamr`.
 

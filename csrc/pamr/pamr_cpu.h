@@ -57,7 +57,7 @@ struct PamrGrid {
         padded_width = round_up(p.width, kBlock);
         pitch = odd_lines(left + padded_width + round_up(reach_x, kLine));
         levels = p.backward ? 1 : std::min(p.num_iter, kMaxLevels);
-        lag = ceil_div(reach_y, block_rows) + 1;
+        lag = alone ? reach_y : ceil_div(reach_y, block_rows) + 1;
         ring_rows = p.backward ? p.height : std::min(p.height, (lag + 1) * block_rows + reach_y);
         weight_rows = p.backward ? p.height : std::min(p.height, ((levels - 1) * lag + 1) * block_rows);
         weight_stride = padded_width * taps;

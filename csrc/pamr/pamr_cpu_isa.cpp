@@ -57,7 +57,10 @@ private:
         const Step<T> step(grid_, pass.classes);
         for (int64_t s = 0; s < blocks + pass.levels * grid_.lag; ++s) {
             parallel_for((pass.levels + 1) * grid_.block_rows, static_cast<int>(grid_.team), [&](int64_t item) {
-                const int64_t level = (item / grid_.block_rows + 1) % (pass.levels + 1);  // loads last
+                // One thread goes in order: what a level reads may come from the level before it in the same step. For
+                // a team the loads, which are short, come last.
+                const int64_t turn = item / grid_.block_rows;
+                const int64_t level = grid_.team == 1 ? turn : (turn + 1) % (pass.levels + 1);
                 const int64_t y = (s - level * grid_.lag) * grid_.block_rows + item % grid_.block_rows;
                 if (y < 0 || y >= p_.height) return;
                 level == 0 ? load(pass, y) : make(pass, step, level, y);
