@@ -59,7 +59,8 @@ def affinity_pool(
         Inf reaches the patches that give its patch a weight other than zero, and no others. A guide row of zeros has
         the affinity 0 with all patches: in "clip_dinoiser" its result is 0, in "proxyclip" its own features as long as
         the mean affinity times beta is above zero.
-    Memory: beyond the result one copy of the guide in the dtype of the computation; nothing of size N x N.
+    Memory: beyond the result one copy of the guide in the dtype of the computation; half types and arrays that are not
+        contiguous are copied first. Nothing of size N x N.
     Reference: CLIP-DINOiser (arXiv 2312.12359), ProxyCLIP (arXiv 2408.04883). See `ovs_kernels.reference.affinity`.
 
     Example:

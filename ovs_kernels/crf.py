@@ -62,7 +62,7 @@ def dense_crf(
         features_compat: one compatibility for each of `features`.
         normalization: "symmetric" as above; "before" k / n_j, "after" k / n_i, "none" k.
         energies: `probabilities` are energies; otherwise E = -log(probabilities cut to [clip, 1]).
-        clip: lowest probability, in (0, 1].
+        clip: lowest probability, at most 1 and not below the smallest normal number of float32.
         labels: return the index of the best class instead of probabilities.
 
     Returns:
@@ -83,7 +83,8 @@ def dense_crf(
         its sign. A pixel with a NaN or Inf colour (or one that leaves the lattice) sends and receives nothing in the
         terms that look at colours.
     Memory: on CPU, for each pixel and class 8 bytes (in float32), for each vertex and class 8, and while a lattice is
-        built up to 70 bytes for each pixel and vertex of its simplex (3 for positions, 6 with colours).
+        built up to 70 bytes for each pixel and vertex of its simplex (3 for positions, 6 with colours), and 8 (D + 1)
+        bytes for each vertex, D being 2 or 5.
     Reference: Krahenbuhl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
         2011. See `ovs_kernels.reference.crf`.
 
@@ -162,7 +163,7 @@ def permutohedral_filter(
     Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
         is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
     Memory: on CPU two arrays of C values per vertex, of which there are at most (D + 1) N, one per point, and while the
-        lattice is built up to 70 (D + 1) bytes per point for D <= 7.
+        lattice is built up to 70 (D + 1) bytes per point for D <= 7, and 8 (D + 1) per vertex.
     Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
         `ovs_kernels.reference.crf`.
 

@@ -32,16 +32,16 @@ def pamr(
 
     Args:
         image: [F, H, W] or [B, F, H, W] with F >= 1 channels, uint8 or float: RGB or anything else. Its scale per
-            channel does not matter, but for that 1e-8, which counts where the image is flat; [0, 1] or a normalised
-            image is meant (bytes are divided by 255).
+            channel does not matter, but for that 1e-8, which counts where the image is flat, and as long as squares of
+            differences are finite; [0, 1] or a normalised image is meant (bytes are divided by 255).
         scores: [C, h, w] or [B, C, h, w] float, like `image`: class scores. Where h x w is not H x W they are first
             resized to it, bilinear with `align_corners=True`, as the published module does.
         num_iter: iterations; 0 returns the (resized) scores.
         dilations: distances of the neighbours in pixels, 1 to 64 integers >= 1, in any order, also beyond the image.
 
     Returns:
-        [C, H, W] in the dtype of `scores`, within their smallest and largest values; with a batch axis if the scores
-        have one.
+        [C, H, W] in the dtype of `scores`, within their smallest and largest values up to rounding; with a batch axis if
+        the scores have one.
 
     Raises:
         TypeError: wrong kind or dtype of an argument.
@@ -54,9 +54,9 @@ def pamr(
     Non-finite: a NaN or Inf in the scores reaches all pixels that have it among their neighbours, in its class only. A
         NaN or Inf in the image makes NaN of all scores of that pixel and of those that have it among their neighbours.
         Both travel on with every iteration.
-    Memory: beyond the result, on a CPU each thread has rings of 165 rows of some classes, 6 MB at most, and the
-        weights of 65 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and dilation, and
-        one copy of the scores of an image.
+    Memory: beyond the result, on a CPU each thread has rings of 165 rows of some classes (eight, or more that fit into
+        6 MB) and the weights of 65 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and
+        dilation, and one copy of the scores of an image.
     Reference: PAMR (Araslanov and Roth 2020), the module that TCL, NACLIP and others share. See
         `ovs_kernels.reference.pamr`.
 

@@ -235,3 +235,11 @@ def test_offsets_beyond_32_bits():
     pooled = affinity_pool(many, guide.cuda().expand(60000, 64, 6))
     assert pooled.numel() > 2**31
     assert_close_rel(pooled[-1].cpu(), by_hand(features, guide, "clip_dinoiser"), SINGLE)
+
+
+def test_weights_too_small_for_float32_carry_no_nan(device, to_device):
+    guide = torch.tensor([[10.0, 0.0], [1.0, 0.0], [0.5, 0.0]])  # weights of e^-200 and less beside the longest row
+    features = torch.tensor([[1.0], [math.nan], [3.0]])
+    options = {"form": "proxyclip", "beta": 0.0, "gamma": 20.0, "assume_normalized": True}
+    pooled = affinity_pool(to_device(features), to_device(guide), **options).cpu()
+    assert pooled[:2].flatten().tolist() == [1.0, 1.0]

@@ -29,8 +29,10 @@ VALUE_ERRORS = [
     ),
     ({"bilateral_compat": float("inf")}, "bilateral_compat: expected finite numbers, got inf"),
     ({"normalization": "both"}, "normalization: expected 'none' or 'symmetric' or 'before' or 'after', got 'both'"),
-    ({"clip": 0.0}, "clip: expected a number in (0, 1], got 0.0"),
-    ({"clip": 1.5}, "clip: expected a number in (0, 1], got 1.5"),
+    ({"clip": 0.0}, "clip: expected a number in [1.18e-38, 1], got 0.0"),
+    ({"clip": 1.5}, "clip: expected a number in [1.18e-38, 1], got 1.5"),
+    ({"clip": 1e-45}, "clip: expected a number in [1.18e-38, 1], got 1e-45"),
+    ({"gaussian_compat": 1e39}, "compat: expected numbers within the range of float32, got 1e+39"),
     ({"features": [torch.rand(1, 4, 5)]}, "features_compat: expected one for each of features, 1, got 0"),
     (
         {"features": [torch.rand(1, 5, 5)], "features_compat": [1.0]},

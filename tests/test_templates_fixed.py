@@ -208,3 +208,19 @@ def test_what_is_not_tried(left, change):
         features, arguments = features.view(1, 8, 8, 128), {"mode": "pixel_exact", "size": (9, 9)}
     template_entropy(features, texts, **arguments)
     assert left == []
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-20], ids=str)
+@pytest.mark.parametrize("level", ["v2", "v3", "v4"])
+def test_lengths_whose_squares_leave_the_range_of_float32(level, factor):
+    if level not in _native.isa_levels():
+        pytest.skip(f"level {level} is not compiled in, or this processor cannot run it")
+    features, texts = like_clip(100, 3, 5)
+    with _native.use_isa(level):
+        expected = template_entropy(features, texts, temperature=0.1)
+        features[7] *= factor
+        texts[0, 0] *= factor
+        made = template_entropy(features, texts, temperature=0.1)
+    compare(expected, features, texts, 0.1)  # the definition in float64 has the range
+    assert torch.equal(made.counts, expected.counts)
+    assert (made.mean_entropy - expected.mean_entropy).abs().max() < 2e-5

@@ -372,7 +372,8 @@ private:
             if (a < s_.cut[window] && i != j) continue;
             const double weight = __builtin_exp(p_.gamma * (double{a} - largest));
             total += weight;
-            if (weight != 0.0) add_row(static_cast<T>(weight), features(window, j), out);
+            const T factor = static_cast<T>(weight);
+            if (factor != T(0)) add_row(factor, features(window, j), out);  // 0 x NaN would spread
         }
         for (int64_t d = 0; d < p_.num_features; ++d) out[d] = static_cast<T>(double{out[d]} / total) + poison;
     }

@@ -3,9 +3,8 @@
 //   prepare   a warp per patch: the guide row at unit length, its squared length, and what of it is not finite
 //   sum       proxyclip: the sums of a window's guide rows, whose square is the mean affinity
 //   start     proxyclip: per window the border of the affinities and the longest row
-//   pool      32 patches and 256 features per block: a tile of affinities at a time, their weights in shared memory,
-//   the
-//             sums in registers. Patches that none of eight rows wants are passed over.
+//   pool      32 patches and 256 features per block: a tile of affinities at a time, their weights in shared memory
+//             and the sums in registers. Patches that none of eight rows wants are passed over.
 //
 // Unlike on the CPU no use is made of the symmetry: the rows of a tile belong to one block, so that nothing is added by
 // two. Products run in the dtype of the computation, without tensor cores.

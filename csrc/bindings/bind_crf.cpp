@@ -1,6 +1,8 @@
 // permutohedral_lattice_*, dense_crf_*, permutohedral_filter_* and the sizes of their workspaces.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings/bind.h"
 #include "crf/crf.h"
 
@@ -25,28 +27,31 @@ LatticeParams read_lattice(Fields& f) {
 }
 
 // A term is a dict of its own: the fields of CrfTerm.
+CrfTerm read_term(const py::dict& values) {
+    Fields f{py::kwargs(values)};
+    CrfTerm t;
+    t.exact = f.value<bool>("exact");
+    t.num_features = f.value<int>("num_features");
+    t.num_vertices = f.value<int64_t>("num_vertices");
+    t.vertices = f.pointer<const int32_t>("vertices");
+    t.weights = f.pointer<void>("weights");
+    t.starts = f.pointer<const int32_t>("starts");
+    t.points = f.pointer<const int32_t>("points");
+    t.entry_weights = f.pointer<void>("entry_weights");
+    t.neighbours = f.pointer<const int32_t>("neighbours");
+    t.sx = f.value<double>("sx");
+    t.sy = f.value<double>("sy");
+    t.compat_rank = f.value<int>("compat_rank");
+    t.compat = f.value<double>("compat");
+    t.table = f.pointer<const void>("table");
+    f.done();
+    return t;
+}
+
 std::vector<CrfTerm> read_terms(Fields& f) {
-    std::vector<CrfTerm> terms;
-    for (const py::dict& values : f.value<std::vector<py::dict>>("terms")) {
-        Fields g{py::kwargs(values)};
-        CrfTerm t;
-        t.exact = g.value<bool>("exact");
-        t.num_features = g.value<int>("num_features");
-        t.num_vertices = g.value<int64_t>("num_vertices");
-        t.vertices = g.pointer<const int32_t>("vertices");
-        t.weights = g.pointer<void>("weights");
-        t.starts = g.pointer<const int32_t>("starts");
-        t.points = g.pointer<const int32_t>("points");
-        t.entry_weights = g.pointer<void>("entry_weights");
-        t.neighbours = g.pointer<const int32_t>("neighbours");
-        t.sx = g.value<double>("sx");
-        t.sy = g.value<double>("sy");
-        t.compat_rank = g.value<int>("compat_rank");
-        t.compat = g.value<double>("compat");
-        t.table = g.pointer<const void>("table");
-        g.done();
-        terms.push_back(t);
-    }
+    const auto given = f.value<std::vector<py::dict>>("terms");
+    std::vector<CrfTerm> terms(given.size());
+    std::transform(given.begin(), given.end(), terms.begin(), read_term);
     return terms;
 }
 

@@ -75,10 +75,10 @@ public:
                 constexpr int kTile = decltype(tile)::value;
                 for (int64_t v = begin; v < end; ++v) {
                     typename R::V sum[kTile] = {};
-                    for (int32_t e = t_.starts[v]; e < t_.starts[v + 1]; e += kSegment) {
+                    for (int64_t e = t_.starts[v]; e < t_.starts[v + 1]; e += kSegment) {
                         typename R::V part[kTile] = {};
-                        const int32_t stop = std::min(t_.starts[v + 1], e + kSegment);
-                        for (int32_t k = e; k < stop; ++k) {
+                        const int64_t stop = std::min<int64_t>(t_.starts[v + 1], e + kSegment);
+                        for (int64_t k = e; k < stop; ++k) {
                             R::add_row(part, weights[k], q + t_.points[k] * pitch_ + c);
                         }
                         OVS_UNROLL
@@ -189,7 +189,9 @@ void scale_weights(const CrfTerm& t, int64_t num_points, const T* norm, const No
     const double factor = scale * lattice_alpha(t.num_features);
     for_each_block(num_points, 8 * kPixelBlock, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            const T after = static_cast<T>(factor * norm_factor(static_cast<double>(norm[i]), powers.after));
+            const double n =
+                powers.after == 0 ? 1.0 : static_cast<double>(norm[i]);  // without powers there are no norms
+            const T after = static_cast<T>(factor * norm_factor(n, powers.after));
             for (int r = 0; r < corners; ++r) weights[i * corners + r] *= after;
         }
     });

@@ -152,7 +152,13 @@ private:
                 V square = V{};
                 for (int64_t i = 0; i < scratch_.pitch; i += kLanes)
                     square += load<V>(mine.row + i) * load<V>(mine.row + i);
-                inverse = static_cast<float>(1.0 / std::sqrt(sum(square)));
+                double square_sum = sum(square);
+                if (!(square_sum > 1e-25 && square_sum < 1e30)) {  // squares leave the range of float
+                    square_sum = 0.0;
+                    for (int64_t i = 0; i < p_.num_features; ++i)
+                        square_sum += static_cast<double>(text[i]) * static_cast<double>(text[i]);
+                }
+                inverse = static_cast<float>(1.0 / std::sqrt(square_sum));
             }
             mine.steps[q] = inverse;  // until it is the step
             OVS_INDEPENDENT
@@ -182,6 +188,7 @@ private:
     void template_part(int64_t worker, int64_t m, int64_t first, int64_t last, bool reports) {
         const FixedWorker mine = scratch_.of_worker(worker);
         const Rounding texts = pack_template(mine, m);
+        // The rounding of the integers only: what is float about a logit is rounded as in any float32 product.
         const double bound = features_.error * texts.length + (features_.length + features_.error) * texts.error;
         const bool fits = bound <= p_.largest_error;  // no if NaN
         if (reports) p_.done[m] = fits ? 1 : 0;

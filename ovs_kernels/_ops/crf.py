@@ -25,6 +25,7 @@ from . import Gradient, register
 NAME = "dense_crf"
 FILTER = "permutohedral_filter"
 LATTICE = "permutohedral_lattice"  # not an operator: a stage of both
+SMALLEST_CLIP = torch.finfo(torch.float32).tiny  # its logarithm is taken in float32
 # Keys of vertices are four words of 64 bits at most.
 MAX_FEATURES = 16
 # Points times the vertices of a simplex are counted in 32 bits.
@@ -114,6 +115,11 @@ def _check_compat(values: list[float], ranks: list[int], num_terms: int, num_cla
         begin = end
     if begin != len(values):
         wrong_value(NAME, "compat", f"{begin} numbers for C={num_classes} (that of probabilities)", len(values))
+    for item in compat:
+        if not torch.isfinite(item.float()).all():
+            wrong_value(
+                NAME, "compat", "numbers within the range of float32", item[~torch.isfinite(item.float())][0].item()
+            )
     shapes = [(num_classes,) * rank for rank in ranks]
     return [item.reshape(shape) for item, shape in zip(compat, shapes, strict=True)]
 
@@ -165,8 +171,8 @@ def plan(
     num_terms = (gaussian is not None) + (bilateral is not None) + len(features)
     weights = _check_compat(compat, compat_rank, num_terms, num_classes)
     expect_choice(NAME, "normalization", normalization, NORMALIZATIONS)
-    if not 0 < clip <= 1:
-        wrong_value(NAME, "clip", "a number in (0, 1]", clip)
+    if not SMALLEST_CLIP <= clip <= 1:  # not NaN either
+        wrong_value(NAME, "clip", f"a number in [{SMALLEST_CLIP:.3g}, 1]", clip)
     batch = probabilities.shape[0] if batched else 1
     if labels and num_classes == 0 and batch * height * width > 0:
         wrong_value(NAME, "probabilities", "at least one class for labels=True", "C=0")

@@ -38,6 +38,7 @@ MAX_PLACES, MAX_MANO_PLACES = 2**26, 2**22
 MAX_CLASSES = 2**15 - 1  # the core keeps classes in 16 bits
 # Bytes of a tile of logits: some templates, as many as stay in a cache between the product and what follows.
 CPU_TILE, CUDA_TILE = 4 * 2**20, 256 * 2**20
+MAX_GRID = 65535  # templates of a launch: an extent of CUDA's grids
 # Products of integers: shorter vectors hardly ever meet the bound, and few patches are not worth the packing.
 FLOAT32_EPSILON = 2.0**-23
 LEAST_INTEGER_FEATURES, LEAST_INTEGER_PATCHES = 128, 64
@@ -298,10 +299,18 @@ def _runner(operator: str, on_cuda: bool, device: torch.device, dtype: torch.dty
 
 def _unit_rows(rows: Tensor, assume_normalized: bool) -> tuple[Tensor, Tensor]:
     """Rows of unit length, zeros where one is zero or not finite, and where that is so (uint8)."""
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    norms = _norms(rows)[..., None]
     unknown = ~((norms > 0) & (norms < torch.inf))
-    unit = rows if assume_normalized else rows / norms
-    return unit.masked_fill(unknown, 0.0), unknown.squeeze(-1).to(torch.uint8)
+    unit = rows if assume_normalized else (rows / norms).to(rows.dtype)
+    return unit.masked_fill(unknown, 0.0).contiguous(), unknown.squeeze(-1).to(torch.uint8)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Lengths of the rows; in float64 where squares may leave the range of float32."""
+    norms = torch.linalg.vector_norm(rows, dim=-1)
+    if rows.dtype == torch.float64 or (rows.device.type == "cpu" and bool(((norms > 1e-12) & (norms < 1e15)).all())):
+        return norms
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
 
 
 def _mask_pointer(unknown: Tensor, on_cuda: bool) -> int:
@@ -386,8 +395,8 @@ def _count_templates(p: EntropyPlan, unit, unknown, grid, texts, options, counts
     pitch = math.ceil(p.num_patches / STRIP) * STRIP
     columns = torch.zeros(p.num_features, pitch, dtype=p.compute_dtype, device=device)
     columns[:, : p.num_patches] = unit.t()
-    tile = CUDA_TILE if on_cuda else CPU_TILE
-    per_tile = max(1, min(p.num_templates, tile // (p.num_queries * pitch * p.compute_dtype.itemsize)))
+    tile, most = (CUDA_TILE, MAX_GRID) if on_cuda else (CPU_TILE, p.num_templates)
+    per_tile = max(1, min(p.num_templates, most, tile // (p.num_queries * pitch * p.compute_dtype.itemsize)))
     logits = _native.allocate((per_tile * p.num_queries, pitch), p.compute_dtype, device)
     run = _runner(ENTROPY, on_cuda, device, p.compute_dtype)
     for first in range(0, p.num_templates, per_tile):
@@ -397,8 +406,9 @@ def _count_templates(p: EntropyPlan, unit, unknown, grid, texts, options, counts
         if assume_normalized:  # a NaN is seen in the logits; to look for it here would cost as much as what follows
             scale = torch.full((len(rows),), 1.0 / temperature, dtype=p.compute_dtype, device=device)
         else:
-            norms = torch.linalg.vector_norm(rows, dim=-1)
+            norms = _norms(rows)
             scale = torch.where((norms > 0) & (norms < torch.inf), 1.0 / (norms * temperature), torch.nan)
+            scale = scale.to(p.compute_dtype)
         torch.mm(rows, columns, out=logits[: len(rows)])
         run(
             logits=logits.data_ptr(),
