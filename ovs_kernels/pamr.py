@@ -40,8 +40,8 @@ def pamr(
         dilations: distances of the neighbours in pixels, 1 to 64 integers >= 1, in any order, also beyond the image.
 
     Returns:
-        [C, H, W] in the dtype of `scores`, within their smallest and largest values up to rounding; with a batch axis if
-        the scores have one.
+        [C, H, W] in the dtype of `scores`, within their smallest and largest values up to rounding; with a batch axis
+        if the scores have one.
 
     Raises:
         TypeError: wrong kind or dtype of an argument.
