@@ -437,16 +437,13 @@ def test_bad_input_is_one_line_and_writes_nothing(options, photos, tmp_path, cli
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "other.png").write_text("no image either")
     (tmp_path / "a.json.partial").write_text("a photo, says its user")
-    plain = tmp_path / "plain.txt"
+    plain, pair = tmp_path / "plain.txt", [str(tmp_path / "text.png"), str(tmp_path / "other.png")]
     cases = [
         ({"images": []}, "IMAGES: expected at least one image"),
         ({"images": [str(tmp_path / "empty")]}, "expected a folder with images"),
         ({"images": [str(tmp_path / "none.png")]}, "nothing at this path"),
         ({"images": [str(tmp_path / "text.png")]}, "text.png: expected an image file"),
-        (
-            {"images": [str(tmp_path / "text.png"), str(tmp_path / "other.png")]},
-            "one that can be used, got 2",
-        ),
+        ({"images": pair}, f"one that can be used, got 2 that cannot, of which the first is {pair[0]}: {DAMAGED}"),
         ({"classes": "cat"}, "at least two classes"),
         ({"classes": "cat, cat"}, "every name once"),
         ({"templates": tmp_path / "plain.txt"}, "one {} in the place of the name"),
