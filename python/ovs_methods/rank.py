@@ -1,18 +1,13 @@
 """Photos without labels to a ranking of prompt templates: FLOSS's first step, in this process, resumable."""
 
-import contextlib
 import dataclasses
-import hashlib
-import io
 import json
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,22 +15,20 @@ from ovs_kernels import TemplateScores, template_entropy
 
 from . import __version__
 from .backbones import GUIDES, Backbone, check_features, is_clip, load_backbone
-from .backbones.dinov2 import available_cpus
-from .backbones.weights import fingerprint
+from .backbones.dinov2 import DEFAULT_LAYER, available_cpus
 from .errors import UserError
-from .files import check_out_folder, list_images, write_together
+from .files import check_out_folder, list_images
 from .images import read_photo, to_tensor, working_size
 from .methods.recipes import FUSION_SCALE, RECIPES
 from .outputs import Stopwatch
 from .pipeline import IMAGE_ERRORS
+from .rank_state import OF_THE_FILE, UNREAD, State, key_of, mark_of, without_machine
 from .rankings import FORMAT_VERSION, Ranking, difference, load_ranking, portable, save_ranking
 from .vocabulary import parse_classes
 from .vocabulary.templates import load_templates, template_embeddings
 from .windows import look, parse_windows
 
 MODES = ("pixel_exact", "patch")
-_MARK = 16  # bytes of what an image is known by in the state of a run
-_UNREAD = bytes(_MARK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +46,7 @@ class RankOptions:
         guide: the second model of a base that needs one; None is its usual one.
         guide_weights: a local file of the guide.
         projection: the learned checkpoint of CLIP-DINOiser.
+        layer: of the embedded guide.
         templates: file of prompts; None is the 80 of open_clip.
         mode: one of MODES: what counts are pixels of the photo, as published, or patches, which is much faster.
         metric: what the templates are sorted by, one of METRICS.
@@ -75,6 +69,7 @@ class RankOptions:
     guide: str | None = None
     guide_weights: str | None = None
     projection: str | None = None
+    layer: int = DEFAULT_LAYER
     templates: Path | None = None
     mode: str = "pixel_exact"
     metric: str = "entropy"
@@ -133,14 +128,14 @@ class Scorer:
         self.classes, self.templates = classes, templates
         (self._setup,) = parse_windows(options.windows)
         self.backbone: Backbone = load_backbone(
-            options.backbone, options.weights, threads=options.threads, **options.clip()
+            options.backbone, options.weights, layer=options.layer, threads=options.threads, **options.clip()
         )
         self._embeddings: Tensor | None = None
         owners = [index for index, words in enumerate(classes.values()) for _ in words]
         self._groups = owners if len(owners) > len(classes) else None
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the numbers but the images, as JSON holds it."""
+        """All that decides the numbers but the images, as JSON holds it; what MACHINE names is for the state only."""
         options = self.options
         settings = {
             "format_version": FORMAT_VERSION,
@@ -154,6 +149,8 @@ class Scorer:
             "short_side": options.short_side,
             "names": self.classes,
             "templates": self.templates,
+            "threads": options.threads or available_cpus(),
+            "torch": torch.__version__,
         }
         return json.loads(json.dumps(settings))
 
@@ -192,132 +189,6 @@ class Scorer:
             return template_entropy(features, self._embeddings, **arguments)
 
 
-def image_key(path: Path) -> bytes:
-    """What an image is known by in a ranking: its file name and its content."""
-    return hashlib.sha256(f"{path.name}:{fingerprint(path)}".encode()).digest()[:_MARK]
-
-
-def _mark(path: Path) -> bytes:
-    """What tells quickly that a file is still the same; zeros where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return _UNREAD
-    text = f"{path.name}:{status.st_size}:{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).digest()[:_MARK]
-
-
-class State:
-    """A run so far: it is on disk after every image, complete, so that nothing but the image at hand is ever lost.
-
-    Images are done in their order, so those that are done are the first ones of the list. What is written per image is
-    the sums, and 32 bytes for each image that is done.
-
-    Args:
-        path: the file.
-        settings: of the run.
-
-    Attributes:
-        marks: of each image that is done.
-        keys: of each image that is done; zeros where it could not be used.
-        failed: pairs of file name and reason.
-        scores: the sums; None before the first image.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.settings = path, settings
-        self.marks: list[bytes] = []
-        self.keys: list[bytes] = []
-        self.failed: list[tuple[str, str]] = []
-        self.scores: TemplateScores | None = None
-        self._seen: set[bytes] = set()
-
-    def add(self, path: Path, key: bytes, scores: TemplateScores) -> None:
-        """Counts an image, and writes the state."""
-        self.scores = scores if self.scores is None else self.scores + scores
-        self._seen.add(key)
-        self._note(path, key)
-
-    def add_failed(self, path: Path, reason: str) -> None:
-        """Notes an image that cannot be used, and writes the state."""
-        self.failed.append((path.name, reason))
-        self._note(path, _UNREAD)
-
-    def knows(self, key: bytes) -> bool:
-        """Whether an image of that name and content has been counted."""
-        return key in self._seen
-
-    def used(self) -> list[str]:
-        """Fingerprints of the images that could be used."""
-        return [key.hex() for key in self.keys if key != _UNREAD]
-
-    def ranking(self) -> Ranking:
-        """What the images so far amount to."""
-        return Ranking.of_scores(self.scores, self.settings, failed=self.failed, keys=self.used())
-
-    def _note(self, path: Path, key: bytes) -> None:
-        self.marks.append(_mark(path))
-        self.keys.append(key)
-        arrays = {"marks": _table(self.marks), "keys": _table(self.keys)}
-        texts = {"settings": self.settings, "failed": self.failed}
-        arrays |= {name: np.frombuffer(json.dumps(text).encode(), np.uint8) for name, text in texts.items()}
-        if self.scores is not None:
-            for name in ("counts", "whole", "fraction"):
-                arrays[name] = getattr(self.scores, name).numpy()
-            arrays["total"] = np.array(self.scores.total)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_together({self.path: lambda temporary: temporary.write_bytes(buffer.getbuffer())})
-
-    @classmethod
-    def read(cls, path: Path, settings: dict[str, Any]) -> "State | None":
-        """The state of an interrupted run; None if there is none.
-
-        Raises:
-            UserError: it is damaged, or of other settings.
-        """
-        if not path.is_file():
-            return None
-        state, advice = cls(path, settings), "--overwrite starts again"
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            texts = [json.loads(arrays[name].tobytes()) for name in ("settings", "failed")]
-            state.failed = [(image, reason) for image, reason in texts[1]]
-            for name in ("marks", "keys"):
-                setattr(state, name, [row.tobytes() for row in arrays[name].reshape(-1, _MARK)])
-            state._seen = {key for key in state.keys if key != _UNREAD}
-            if "counts" in arrays:
-                parts = [torch.from_numpy(arrays[name]) for name in ("counts", "whole", "fraction")]
-                state.scores = TemplateScores(*parts, int(arrays["total"]))
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            got = f"a damaged file ('{str(error)[:80]}')"
-            raise UserError(path, "the state of an interrupted run", got, advice) from None
-        different = difference(texts[0], settings)
-        if different:
-            what, before, now = different
-            raise UserError("--out", f"the {what} of the interrupted run in {path}: {before}", now, advice)
-        return state
-
-    def check(self, images: Sequence[Path]) -> None:
-        """Makes sure that the images that are done are the first of the list, and unchanged.
-
-        Raises:
-            UserError: they are not.
-        """
-        wanted, advice = f"the images of the interrupted run in {self.path}", "--overwrite starts again"
-        if len(images) < len(self.marks):
-            got = f"{len(images)}, of which it has done {len(self.marks)}"
-            raise UserError("IMAGES", wanted, got, advice)
-        for path, mark, key in zip(images, self.marks, self.keys, strict=False):
-            if mark != _mark(path) and (key == _UNREAD or not path.is_file() or key != image_key(path)):
-                raise UserError(path, wanted, "another one, or one that has changed", advice)
-
-
-def _table(rows: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), _MARK)
-
-
 def plan(options: RankOptions) -> tuple[list[Path], dict[str, list[str]], list[str]]:
     """Checks what can be checked without a model.
 
@@ -341,9 +212,8 @@ def plan(options: RankOptions) -> tuple[list[Path], dict[str, list[str]], list[s
     if options.out.is_dir():
         raise UserError("--out", "a file", f"the folder {options.out}")
     check_out_folder(options.out.parent)
-    inputs = [*images, *(Path(file) for file in (options.templates, options.weights) if file is not None)]
-    if options.out.resolve() in {path.resolve() for path in inputs}:
-        raise UserError("--out", "a file that is no input", f"{options.out}, which is an input itself")
+    files = (options.templates, options.weights, options.guide_weights, options.projection)
+    _check_no_input(options.out, [*images, *(Path(file) for file in files if file is not None)])
     if not is_clip(options.backbone):
         raise UserError("--model", "a CLIP, which reads text", f"'{options.backbone}'")
     _check_guide(options)
@@ -356,6 +226,15 @@ def plan(options: RankOptions) -> tuple[list[Path], dict[str, list[str]], list[s
         if any(len(words) > 1 for words in classes.values()):
             raise UserError("--metric", "one name per class with mano", "several")
     return images, classes, load_templates(options.templates)
+
+
+def _check_no_input(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError if the ranking or the state of its run would take the place of an input."""
+    inputs = {path.resolve() for path in inputs}
+    for path in (out, partial_path(out)):
+        if path.resolve() in inputs:
+            what = "which is" if path == out else f"whose state would replace {path},"
+            raise UserError("--out", "a file that is no input", f"{out}, {what} an input itself")
 
 
 def _check_guide(options: RankOptions) -> None:
@@ -371,8 +250,8 @@ def partial_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _completed(options: RankOptions, settings: dict[str, Any], images: Sequence[Path]) -> Ranking:
-    """The ranking that is there already.
+def _completed(path: Path, settings: dict[str, Any], options: RankOptions, images: Sequence[Path]) -> State:
+    """The state at the end of the run that made the ranking that is there already.
 
     Raises:
         UserError: it is not what this run would make.
@@ -382,26 +261,24 @@ def _completed(options: RankOptions, settings: dict[str, Any], images: Sequence[
         ranking = load_ranking(options.out, "--out")
     except UserError as error:
         raise UserError("--out", "a new file, or the ranking of this run", f"{options.out} ({error})", advice) from None
-    different = difference(ranking.settings, settings)
+    different = difference(ranking.settings, without_machine(settings))
     if different:
         what, before, now = different
         wanted = f"a new file, or a ranking whose {what} is {now}"
         raise UserError("--out", wanted, f"{options.out} with {before}", advice)
-    keys = set()
-    for path in images:
-        with contextlib.suppress(OSError):
-            keys.add(image_key(path).hex())
-    if not keys.issuperset(ranking.keys) or len(images) != ranking.images + len(ranking.failed):
+    state = State.again(path, settings, ranking, images)
+    if state is None:
         got = f"{options.out}, a ranking of {ranking.images} other images"
         raise UserError("--out", "a new file, or the ranking of these images", got, advice)
-    return ranking
+    return state
 
 
 def rank_templates(options: RankOptions, watch: Watcher | None = None) -> RankReport:
     """Ranks prompt templates by what they say about images without labels.
 
     After each image the state of the run is on disk; the same call goes on where an interrupted one stopped, and its
-    result is the same, byte for byte.
+    result is the same, byte for byte. So does a call after `overwrite` without it. Images that could not be used are
+    looked at again if they have changed, also those of a complete run.
 
     Args:
         options: what to do.
@@ -413,7 +290,8 @@ def rank_templates(options: RankOptions, watch: Watcher | None = None) -> RankRe
         The ranking, which is in the file `options.out`.
 
     Raises:
-        UserError: something cannot be used, or none of the images; no ranking was written.
+        UserError: something cannot be used, or none of the images, or the machine failed (memory, a disk) and not the
+            image; no ranking was written.
         MissingDependency: a package or the weights are not installed.
         OSError: the state or the ranking could not be written.
     """
@@ -423,44 +301,69 @@ def rank_templates(options: RankOptions, watch: Watcher | None = None) -> RankRe
     settings, path = scorer.settings(), partial_path(options.out)
     state = None if options.overwrite else State.read(path, settings)
     if state is None and options.out.exists() and not options.overwrite:
-        ranking = _completed(options, settings, images)
-        watch(options.out, "plan", (0, len(images)))
-        return RankReport(ranking, len(images), complete=True)
+        state = _completed(path, settings, options, images)
     state = state or State(path, settings)
-    state.check(images)
     done = len(state.marks)
-    watch(options.out, "plan", (len(images) - done, done))
-    if done < len(images):
+    todo = [*state.check(images), *range(done, len(images))]
+    watch(options.out, "plan", (len(todo), len(images) - len(todo)))
+    if not todo and not path.exists():
+        return RankReport(state.ranking(), len(images), complete=True)
+    if options.overwrite:  # from here on the same run without it goes on with this state
+        state.write()
+    if todo:
         scorer.encode(lambda ready, words: watch(options.out, "encode", (ready, words, len(templates))))
-    for image in images[done:]:
-        _score(scorer, state, image, watch)
+    for index in todo:
+        _score(scorer, state, index, images[index], watch)
     if state.scores is None:
         path.unlink(missing_ok=True)
+        reason = state.failed[0][1]
         if len(images) == 1:
-            raise UserError.saying(state.failed[0][1])
-        raise UserError("IMAGES", "at least one that can be read", f"{len(images)} that cannot")
+            raise UserError.saying(f"{images[0]}: {reason}")
+        got = f"{len(images)} that cannot, of which the first is {images[0]}: {reason}"
+        raise UserError("IMAGES", "at least one that can be used", got)
     ranking = state.ranking()
     save_ranking(options.out, ranking)
     path.unlink(missing_ok=True)
-    return RankReport(ranking, done)
+    return RankReport(ranking, len(images) - len(todo))
 
 
-def _score(scorer: Scorer, state: State, image: Path, watch: Watcher) -> None:
+def _score(scorer: Scorer, state: State, index: int, image: Path, watch: Watcher) -> None:
     """One image more in the state, or one failure more."""
-    clock, start = Stopwatch(), time.perf_counter()
+    clock, start, mark, key = Stopwatch(), time.perf_counter(), mark_of(image), UNREAD
     try:
-        key = image_key(image)
+        key = key_of(image)
         if state.knows(key):
             raise UserError(image, "an image that has not been counted", "one of the same name and content as before")
         scores = scorer(image, clock)
     except (*IMAGE_ERRORS, OSError) as error:
-        text = str(error) if isinstance(error, UserError) else f"{image}: {str(error) or type(error).__name__}"
-        reason = str(UserError.saying(text))
-        state.add_failed(image, reason)
-        watch(image, "failed", reason)
+        reason = _reason(image, error)
+        if is_transient(error):
+            advice = f"{state.path} has what was done, and without --overwrite the same run goes on from there"
+            raise UserError.saying(f"{image}: {reason}; {advice if state.marks else 'no photo was done'}") from error
+        state.add_failed(index, mark, key, (image.name, reason))
+        watch(image, "failed", f"{image}: {reason}")
     else:
-        state.add(image, key, scores)
+        state.add(index, mark, key, scores)
         watch(image, "scored", (clock, time.perf_counter() - start))
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether a failure is one of the machine at that moment, such as want of memory, and none of the photo."""
+    cause = error.__context__ if isinstance(error, UserError) else error
+    if isinstance(cause, OSError):
+        return cause.errno is not None and cause.errno not in OF_THE_FILE
+    return isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)
+
+
+def _reason(image: Path, error: Exception) -> str:
+    """What is wrong, without the path: it is the same from any folder and on any machine."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif isinstance(error, MemoryError):
+        text = "not enough memory"
+    path, text = " ".join(str(image).split()), " ".join(text.split()) or type(error).__name__
+    return text.removeprefix(f"{path}: ").replace(path, image.name)
 
 
 def merge_rankings(files: Sequence[Path], out: Path, overwrite: bool = False) -> Ranking:
@@ -475,10 +378,11 @@ def merge_rankings(files: Sequence[Path], out: Path, overwrite: bool = False) ->
         The ranking that was written.
 
     Raises:
-        UserError: a file is damaged, two do not fit together, or `out` exists.
+        UserError: a file is damaged, two do not fit together, or `out` exists, or is one of them.
     """
     if len(files) < 2:
         raise UserError("--merge", "at least two rankings", len(files))
+    _check_no_input(out, files)
     if out.is_dir() or (out.exists() and not overwrite):
         raise UserError(
             "--out", "a new file", f"{out}, which exists", "" if out.is_dir() else "--overwrite replaces it"

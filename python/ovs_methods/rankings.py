@@ -13,10 +13,12 @@ from ovs_kernels import TemplateScores
 from . import __version__
 from .errors import UserError
 from .files import write_together
+from .methods.recipes import RECIPES
 
 FORMAT, FORMAT_VERSION = "ovs template ranking", 1
 METRICS = ("entropy", "probability", "mano")
 _KEYS_PER_LINE = 8
+_FAILED = ("image", "reason", "key")
 # FLOSS's published files: their names of the base models, and query words of NACLIP for classes of PASCAL VOC 20.
 _PUBLISHED_BASES = {"maskclip": "maskclip", "clipdinoiser": "clip-dinoiser", "naclip": "naclip"}
 _PUBLISHED_TEMPLATES = 80
@@ -26,6 +28,7 @@ _VOC_WORDS = {
     "person": tuple(f"person in {cloth}" for cloth in ("shirt", "jeans", "dress", "sweater", "skirt", "jacket")),
     "tvmonitor": ("television monitor", "tv monitor", "monitor", "television", "screen"),
 }
+_ABSENT = object()  # a setting that one side does not have, which is not null
 _log = logging.getLogger("ovs_methods")
 _noted: set[Path] = set()
 
@@ -67,7 +70,8 @@ class Ranking:
         metric: what `entries` are sorted by.
         windows: as `--windows` takes it, or None if the file does not tell.
         short_side: of the working resolution, or None.
-        failed: images that could not be used: pairs of file name and reason, sorted.
+        failed: images that could not be used: file name, reason, and fingerprint (empty if it could not be read at
+            all), sorted.
         keys: [images] fingerprints of the images (name and content), sorted; no image is merged twice.
         version: of the package that made it.
         source: the file it comes from, for texts.
@@ -85,7 +89,7 @@ class Ranking:
     metric: str = "entropy"
     windows: str | None = None
     short_side: int | None = None
-    failed: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    failed: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     keys: list[str] = dataclasses.field(default_factory=list)
     version: str = __version__
     source: str = dataclasses.field(default="", compare=False)
@@ -96,7 +100,7 @@ class Ranking:
         scores: TemplateScores,
         settings: Mapping[str, Any],
         *,
-        failed: Sequence[tuple[str, str]] = (),
+        failed: Sequence[tuple[str, str, str]] = (),
         keys: Sequence[str] = (),
     ) -> "Ranking":
         """The ranking that sums amount to.
@@ -154,7 +158,8 @@ class Ranking:
         shared = sorted(set(self.keys) & set(other.keys))
         if shared:
             files = f"{self.source} and {other.source}"
-            raise UserError("--merge", "rankings without a common image", f"{len(shared)} in both of {files}")
+            advice = "a photo of the same name and content belongs into one shard only"
+            raise UserError("--merge", "rankings without a common image", f"{len(shared)} in both of {files}", advice)
         source = " + ".join(filter(None, (self.source, other.source)))
         lists = {"failed": [*self.failed, *other.failed], "keys": [*self.keys, *other.keys]}
         merged = Ranking.of_scores(self.scores + other.scores, self.settings, **lists)
@@ -244,7 +249,9 @@ class Ranking:
 def difference(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """The first setting that differs: what it is, and the two values; None if all are equal."""
     for key in dict.fromkeys([*wanted, *got]):
-        one, other = wanted.get(key), got.get(key)
+        one, other = wanted.get(key, _ABSENT), got.get(key, _ABSENT)
+        if _ABSENT in (one, other):
+            return key.replace("_", " "), _short(one), _short(other)
         if key == "names" and list(one) != list(other):
             return "classes", _short(", ".join(one)), _short(", ".join(other))
         if key == "names" and one != other:
@@ -282,6 +289,8 @@ def portable(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -320,7 +329,7 @@ def _text(ranking: Ranking) -> str:
         "names": _lines("{}", [f"{_json(name)}: {_json(words)}" for name, words in names.items()]),
         "templates": _lines("[]", map(_json, templates)),
         "classes": _lines("{}", [_class_text(ranking, name) for name in names]),
-        "failed": _lines("[]", [_json({"image": image, "reason": reason}) for image, reason in ranking.failed]),
+        "failed": _lines("[]", [_json(dict(zip(_FAILED, entry, strict=True))) for entry in ranking.failed]),
         "sums": _lines("{}", [f"{_json(key)}: {_lines('[]', map(_json, rows), 2)}" for key, rows in tables.items()]),
     }
     keys = [_json(key) for key in ranking.keys]
@@ -415,10 +424,12 @@ def _ours(document: Any, path: Path, flag: str) -> Ranking:
     classes = _field(document, "classes", dict)
     _need(set(classes) == set(names), "'classes' and 'names' are not the same")
     failed = _field(document, "failed", list)
-    pairs = [(_field(entry, "image", str), _field(entry, "reason", str)) for entry in failed]
+    failed = [tuple(_field(entry, key, str, "'failed': ") for key in _FAILED) for entry in failed]
     keys = _field(document, "keys", list)
     images = _field(document, "images", int)
     _need(_texts(keys) and len(keys) == images, f"'keys' are not those of {images} images")
+    base = _field(document, "base", str)
+    _need(base in RECIPES, f"'base' is '{_short(base)}', none of {', '.join(RECIPES)}")
     mode, metric = _field(document, "mode", str), _field(document, "metric", str)
     _need(mode in ("pixel_exact", "patch") and metric in METRICS, f"'mode' is {mode} and 'metric' {metric}")
     total = _field(document, "total_pixels" if mode == "pixel_exact" else "total_patches", int)
@@ -428,7 +439,7 @@ def _ours(document: Any, path: Path, flag: str) -> Ranking:
         same = all(math.isclose(entry.percentage, share[entry.template], rel_tol=1e-9) for entry in entries[name])
         _need(same, f"the percentages of class '{name}' are not those of column {k} of the counts")
     return Ranking(
-        base=_field(document, "base", str),
+        base=base,
         identity=_field(document, "model", dict),
         templates=templates,
         names=names,
@@ -440,7 +451,7 @@ def _ours(document: Any, path: Path, flag: str) -> Ranking:
         metric=metric,
         windows=_field(document, "windows", maybe_text),
         short_side=_field(document, "short_side", maybe_integer),
-        failed=pairs,
+        failed=failed,
         keys=keys,
         version=_field(document, "made_by", str).removeprefix("ovs "),
         source=str(path),

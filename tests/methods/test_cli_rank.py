@@ -1,5 +1,6 @@
 """`ovs rank-templates`: real photos, a small CLIP with random weights, the published metric written out in full."""
 
+import errno
 import os
 import pty
 import signal
@@ -16,15 +17,17 @@ from torch.nn import functional as F
 pytest.importorskip("PIL")
 
 from ovs_methods.backbones import load_backbone
+from ovs_methods.cli import build_parser
 from ovs_methods.cli import rank as rank_command
 from ovs_methods.errors import UserError
 from ovs_methods.images import read_photo, to_tensor, working_size
-from ovs_methods.rank import RankOptions, merge_rankings, partial_path, rank_templates
+from ovs_methods.rank import RankOptions, is_transient, merge_rankings, partial_path, rank_templates
 from ovs_methods.rankings import load_ranking
 from ovs_methods.windows import look
 from PIL import Image
 
 PROMPTS = ["a photo of a {}.", "a bad photo of the {}.", "{} in a video game.", "the origami {}.", "art of the {}."]
+DAMAGED = "expected an image file (JPEG, PNG, ...), got something else or a damaged file"
 CLASSES = "cat, sofa; couch, wall"
 
 
@@ -150,37 +153,54 @@ def test_a_ranking_that_is_there_is_kept(tmp_path, options, monkeypatch):
     assert (tmp_path / "experts.json").read_bytes() == made
 
 
-def wait_for(condition, process):
+def reader_of(pipe, process):
+    """Our end of a named pipe that the process has begun to read; it then waits for us."""
     deadline = time.monotonic() + 120
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads it yet
+                raise
+            time.sleep(0.01)
+    raise AssertionError(f"the pipe was not read: {process.communicate(timeout=10)}")
 
 
 def test_killed_and_interrupted_runs_go_on_and_end_in_the_same_bytes(ovs, environment, tmp_path, words, options):
     (tmp_path / "photos" / "3.png").write_bytes(b"no image")  # reported, skipped and counted in the middle
     whole = rank_templates(options()).ranking
+    cold = {"XDG_CACHE_HOME": str(tmp_path / "cold")}  # the first run encodes the text, the others find it
     out, state = tmp_path / "experts.json", tmp_path / "experts.json.partial"
-    command = [sys.executable, "-m", "ovs_methods", *map(str, words), "--out", "experts.json"]
-    stopped = []
-    for stop in (signal.SIGKILL, signal.SIGINT):
+    words = [words[0], *(f"photos/{i}.png" for i in range(7)), *words[2:], "--out", "experts.json"]
+    command = [sys.executable, "-m", "ovs_methods", *map(str, words)]
+    for stop, photo in ((signal.SIGKILL, 1), (signal.SIGINT, 4)):
+        path = tmp_path / "photos" / f"{photo}.png"
+        path.rename(tmp_path / "kept.png")
+        os.mkfifo(path)
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env={**environment, **cold},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        wait_for(lambda: state.exists() and state.stat().st_mtime_ns > before, process)  # noqa: B023
+        end = reader_of(path, process)
         process.send_signal(stop)
-        errors = process.communicate(timeout=100)[1]
+        shown, errors = process.communicate(timeout=100)
+        os.close(end)
+        (tmp_path / "kept.png").replace(path)
         assert (process.returncode, out.exists(), state.exists()) == (-9 if stop == 9 else 130, False, True), errors
         with np.load(state) as stored:
-            stopped.append(len(stored["marks"]))
-    assert 1 <= stopped[0] < stopped[1] < 7
-    assert "experts.json.partial has what was done; the same command goes on from there" in errors
-    result = ovs(*words, "--out", "experts.json")
+            assert len(stored["marks"]) == photo
+    assert "experts.json.partial has what was done; the same command goes on from there\n" in errors
+    assert "1 images were done before, 6 are left" in shown
+    result = ovs(*words, **cold)
     assert result.returncode == 1
-    assert f"{stopped[1]} images were done before, {7 - stopped[1]} are left" in result.stdout
+    assert "4 images were done before, 3 are left" in result.stdout
     assert "6 images, 1 could not be used" in result.stdout
-    assert out.read_bytes().replace(b"photos/", str(tmp_path).encode() + b"/photos/") == options().out.read_bytes()
-    assert whole.failed[0][0] == "3.png"
+    assert out.read_bytes() == options().out.read_bytes()  # relative paths in one folder, absolute ones in another
+    assert whole.failed[0][:2] == ("3.png", DAMAGED)
     assert not state.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith("ovs-tmp")]
 
@@ -209,6 +229,106 @@ def test_an_interruption_after_any_photo_changes_nothing(options, photos, tmp_pa
         assert out.read_bytes() == options().out.read_bytes()
 
 
+def test_a_photo_that_was_repaired_is_looked_at_again(options, photos, tmp_path):
+    rank_templates(options(mode="patch", out=tmp_path / "good.json"))
+    good = {i: (photos / f"{i}.png").read_bytes() for i in (1, 5)}
+    for i in good:
+        (photos / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(KeyboardInterrupt):
+        rank_templates(options(mode="patch"), stop_after(4))
+    (photos / "1.png").write_bytes(good[1])
+    report = rank_templates(options(mode="patch"))
+    assert (report.resumed, report.ranking.images, [image for image, *_ in report.ranking.failed]) == (3, 6, ["5.png"])
+    assert rank_templates(options(mode="patch")).complete
+    os.utime(photos / "5.png")
+    assert rank_templates(options(mode="patch")).complete  # touched, but still the same
+    (photos / "5.png").write_bytes(good[5])
+    with pytest.raises(KeyboardInterrupt):
+        rank_templates(options(mode="patch"), stop_after(1))
+    report = rank_templates(options(mode="patch"))
+    assert (report.complete, report.resumed, report.ranking.images) == (False, 7, 7)
+    assert options().out.read_bytes() == (tmp_path / "good.json").read_bytes()
+    assert rank_templates(options(mode="patch")).complete
+
+
+def test_a_failure_of_the_machine_ends_the_run_and_is_not_kept(options, photos, tmp_path):
+    rank_templates(options(mode="patch", out=tmp_path / "good.json"))
+    (photos / "4.png").rename(tmp_path / "kept.png")
+    (photos / "4.png").symlink_to("/proc/self/mem")  # a file whose first byte cannot be read: EIO
+    with pytest.raises(OSError, match="Input/output"):
+        (photos / "4.png").read_bytes()
+    wanted = r"4\.png: Input/output error; .*whole\.json\.partial has what was done, and without --overwrite"
+    for _ in range(2):
+        with pytest.raises(UserError, match=wanted) as caught:
+            rank_templates(options(mode="patch"))
+        assert "\n" not in str(caught.value)
+    assert not options().out.exists()
+    (photos / "4.png").unlink()
+    (tmp_path / "kept.png").rename(photos / "4.png")
+    assert rank_templates(options(mode="patch")).resumed == 4
+    assert options().out.read_bytes() == (tmp_path / "good.json").read_bytes()
+
+
+def test_which_failures_are_those_of_the_machine(tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    verdicts = {
+        False: (lambda: read_photo(tmp_path / "cut.png"), lambda: read_photo(tmp_path), lambda: tmp_path.read_bytes()),
+        True: (lambda: torch.empty(2**50), lambda: bytes(2**60), lambda: read_photo("/proc/self/mem")),
+    }
+    for verdict, failures in verdicts.items():
+        for fails in failures:
+            with pytest.raises((UserError, RuntimeError, MemoryError, OSError)) as caught:
+                fails()
+            assert is_transient(caught.value) is verdict
+
+
+def test_an_interrupted_overwrite_goes_on_without_it(options, words, photos, tmp_path, monkeypatch, capsys):
+    rank_templates(options(mode="patch", out=tmp_path / "good.json"))
+    rank_templates(options(mode="patch", classes="cat, wall"))
+    with pytest.raises(KeyboardInterrupt):
+        rank_templates(options(mode="patch", classes="dog, wall", overwrite=True), stop_after(2))
+
+    def at_once(image, event, detail):
+        if event == "encode":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rank_templates(options(mode="patch", overwrite=True), at_once)
+    assert list(load_ranking(options().out).entries) == ["cat", "wall"]  # until the new one is complete
+    report = rank_templates(options(mode="patch"))
+    assert (report.resumed, report.complete) == (0, False)
+    assert options().out.read_bytes() == (tmp_path / "good.json").read_bytes()
+
+    class Stopped(rank_command._RankProgress):
+        def __call__(self, image, event, detail):
+            super().__call__(image, event, detail)
+            if self._done == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(rank_command, "_RankProgress", Stopped)
+    words = [str(photos) if word == "photos" else str(word) for word in words]
+    words += ["--mode", "patch", "--overwrite", "--out", str(options().out)]
+    with pytest.raises(KeyboardInterrupt):
+        rank_command.run(build_parser().parse_args(words))
+    wanted = "whole.json.partial has what was done; the same command without --overwrite goes on from there\n"
+    assert capsys.readouterr().err.endswith(wanted)
+    assert rank_templates(options(mode="patch")).resumed == 3
+    assert options().out.read_bytes() == (tmp_path / "good.json").read_bytes()
+
+
+def test_the_layer_of_the_embedded_guide(words, photos, clip_folder, onnx_model, tmp_path):
+    words = [*words, "--base", "clip-dinoiser", "--guide", "dinov2-small", "--mode", "patch", "--limit", 1, "-q"]
+    words = [str(photos) if word == "photos" else str(word) for word in words]
+    out = tmp_path / "experts.json"
+    assert rank_command.run(build_parser().parse_args([*words, "--layer", "11", "--out", str(out)])) == 0
+    assert build_parser().parse_args([*words, "--out", str(out)]).layer == RankOptions([], out, "").layer == 9
+    guide = {"features": "clip-dinoiser", "guide": "dinov2-small"}
+    usual, same = (load_backbone(f"local-dir:{clip_folder}", **guide, layer=layer).identity for layer in (9, 11))
+    load_ranking(out).check(same, "clip-dinoiser", PROMPTS, ["cat"])
+    with pytest.raises(UserError, match="model's guide"):
+        load_ranking(out).check(usual, "clip-dinoiser", PROMPTS, ["cat"])
+
+
 @pytest.mark.parametrize("mode", ["pixel_exact", "patch"])
 @pytest.mark.parametrize("metric", ["entropy", "probability", "mano"])
 def test_shards_are_the_whole_in_any_order(options, photos, tmp_path, mode, metric):
@@ -232,16 +352,19 @@ def test_shards_are_the_whole_in_any_order(options, photos, tmp_path, mode, metr
     assert not (tmp_path / "twice.json").exists()
 
 
-def test_merging_on_the_command_line(options, ovs, tmp_path):
+def test_merging_on_the_command_line(options, ovs, photos, tmp_path):
+    (photos / "5.png").write_bytes(b"no image")
     for i in (1, 2):
         rank_templates(options(mode="patch", shard=(i, 2), out=tmp_path / f"{i}.json"))
     rank_templates(options(mode="patch"))
     result = ovs("rank-templates", "--merge", "2.json", "1.json", "--out", "merged.json")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "wrote merged.json: 7 images, 5 templates, 3 classes" in result.stdout
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "wrote merged.json: 6 images, 1 could not be used, 5 templates, 3 classes" in result.stdout
     assert (tmp_path / "merged.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     with pytest.raises(UserError, match="--overwrite replaces it"):
         merge_rankings([tmp_path / "1.json", tmp_path / "2.json"], tmp_path / "merged.json")
+    with pytest.raises(UserError, match="--out: expected a file that is no input"):
+        merge_rankings([tmp_path / "1.json", tmp_path / "2.json"], tmp_path / "1.json", overwrite=True)
     with pytest.raises(UserError, match="at least two rankings, got 1"):
         merge_rankings([tmp_path / "1.json"], tmp_path / "new.json")
 
@@ -257,6 +380,7 @@ def test_what_has_changed_since_the_interruption_is_noticed(options, photos, pro
         ({"classes": "cat, dog"}, "the classes of the interrupted run"),
         ({"mode": "pixel_exact"}, "the mode of the interrupted run"),
         ({"short_side": 80}, "the short side of the interrupted run"),
+        ({"threads": 2}, "the threads of the interrupted run"),
         ({"limit": 2}, "2, of which it has done 3"),
         ({"shard": (2, 2)}, "1.png: expected the images of the interrupted run"),
     ]
@@ -312,12 +436,14 @@ def test_bad_input_is_one_line_and_writes_nothing(options, photos, tmp_path, cli
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "other.png").write_text("no image either")
+    (tmp_path / "a.json.partial").write_text("a photo, says its user")
+    plain, pair = tmp_path / "plain.txt", [str(tmp_path / "text.png"), str(tmp_path / "other.png")]
     cases = [
         ({"images": []}, "IMAGES: expected at least one image"),
         ({"images": [str(tmp_path / "empty")]}, "expected a folder with images"),
         ({"images": [str(tmp_path / "none.png")]}, "nothing at this path"),
         ({"images": [str(tmp_path / "text.png")]}, "text.png: expected an image file"),
-        ({"images": [str(tmp_path / "text.png"), str(tmp_path / "other.png")]}, "at least one that can be read, got 2"),
+        ({"images": pair}, f"one that can be used, got 2 that cannot, of which the first is {pair[0]}: {DAMAGED}"),
         ({"classes": "cat"}, "at least two classes"),
         ({"classes": "cat, cat"}, "every name once"),
         ({"templates": tmp_path / "plain.txt"}, "one {} in the place of the name"),
@@ -329,7 +455,13 @@ def test_bad_input_is_one_line_and_writes_nothing(options, photos, tmp_path, cli
         ({"projection": "none.pt", "base": "clip-dinoiser"}, "--projection"),
         ({"out": tmp_path / "empty"}, "--out: expected a file, got the folder"),
         ({"out": photos / "0.png"}, "which is an input itself"),
-        ({"out": tmp_path / "plain.txt" / "a.json"}, "--out: expected a folder"),
+        ({"out": plain, "base": "proxyclip", "guide_weights": str(plain)}, "which is an input itself"),
+        ({"out": plain, "base": "clip-dinoiser", "projection": str(plain)}, "which is an input itself"),
+        (
+            {"out": tmp_path / "a.json", "images": [str(tmp_path / "a.json.partial")]},
+            "whose state would replace",
+        ),
+        ({"out": plain / "a.json"}, "--out: expected a folder"),
     ]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for changed, part in cases:
@@ -347,7 +479,7 @@ def test_the_same_image_counts_once(options, photos, tmp_path):
     (tmp_path / "again" / "0.png").write_bytes((photos / "0.png").read_bytes())
     report = rank_templates(options(mode="patch", images=[str(photos), str(tmp_path / "again")]))
     assert report.ranking.images == 7
-    assert [image for image, _ in report.ranking.failed] == ["0.png"]
+    assert [image for image, *_ in report.ranking.failed] == ["0.png"]
     assert "same name and content" in report.ranking.failed[0][1]
 
 
@@ -355,7 +487,11 @@ def test_the_command_line_says_what_is_missing(ovs, words, tmp_path):
     for arguments, part in (
         (["rank-templates", "photos", "--out", "a.json"], "--classes: expected names between commas"),
         ([*words, "--shard", "3/2", "--out", "a.json"], "expected I/N with I from 1 to N, got '3/2'"),
-        ([*words, "--merge", "a.json", "b.json", "--out", "c.json"], "--merge: expected no IMAGE"),
+        (
+            [*words, "--merge", "a.json", "b.json", "--out", "c.json"],
+            "also IMAGE, --classes, --model, --windows, --size, ",
+        ),
+        (["rank-templates", "--merge", "a.json", "--limit", "3", "--out", "c.json"], "got also --limit\n"),
         (["rank-templates", "--merge", "a.json", "b.json", "--out", "c.json"], "--merge: expected a ranking"),
     ):
         result = ovs(*arguments)

@@ -39,7 +39,7 @@ def settings(**changed) -> dict:
 
 def ranking(keys=("b", "a"), **changed) -> Ranking:
     return Ranking.of_scores(
-        scores(), settings(**changed), failed=[("z.png", "damaged"), ("c.png", "empty")], keys=keys
+        scores(), settings(**changed), failed=[("z.png", "damaged", "7"), ("c.png", "empty", "")], keys=keys
     )
 
 
@@ -82,7 +82,10 @@ def test_a_file_holds_the_exact_sums_and_one_line_per_entry(saved):
     assert document["sums"] == {"counts": COUNTS, "entropy": ENTROPY, "probability": PROBABILITY}
     assert (document["images"], document["total_pixels"], document["model"]) == (2, 4, IDENTITY)
     assert (document["dataset"], document["base"], document["made_by"]) == ("three photos", "maskclip", "ovs 1.2.3")
-    assert document["failed"] == [{"image": "c.png", "reason": "empty"}, {"image": "z.png", "reason": "damaged"}]
+    assert document["failed"] == [
+        {"image": "c.png", "reason": "empty", "key": ""},
+        {"image": "z.png", "reason": "damaged", "key": "7"},
+    ]
     first = document["classes"]["sofa"][0]
     assert (first["rank"], first["template"], first["text"]) == (1, 2, "das ist ein schönes {}.")
     lines = [line for line in text.splitlines() if '"rank": ' in line]
@@ -97,7 +100,7 @@ def test_a_file_holds_the_exact_sums_and_one_line_per_entry(saved):
 def test_merging_is_exact_and_in_any_order(tmp_path):
     entropy = [[2**54 + 2**32 - 1, 5], [7, 9], [11, 13]]
     parts = [ranking(("d", "a"))]
-    parts.append(Ranking.of_scores(scores(entropy=entropy), settings(), failed=[("b.png", "gone")], keys=["c"]))
+    parts.append(Ranking.of_scores(scores(entropy=entropy), settings(), failed=[("b.png", "gone", "")], keys=["c"]))
     parts.append(Ranking.of_scores(scores(total=100), settings(), keys=["b", "e"]))
     files = []
     for number, order in enumerate(((0, 1, 2), (2, 0, 1), (1, 2, 0))):
@@ -133,7 +136,7 @@ def test_rankings_of_something_else_do_not_merge(changed, parts):
 
 
 def test_no_image_is_merged_twice():
-    with pytest.raises(UserError, match="without a common image, got 1 in both"):
+    with pytest.raises(UserError, match=r"without a common image, got 1 in both.*belongs into one shard only"):
         ranking(("a", "b")) + ranking(("b", "c"))
 
 
@@ -145,7 +148,8 @@ def test_a_ranking_of_another_model_is_an_error_that_names_both(saved):
     cases = [
         (({"model": "ViT-L-14", "weights": "x"}, "maskclip", TEMPLATES, names), ["ViT-L-14", "ViT-B-16"]),
         (({**IDENTITY, "weights": "fedc"}, "maskclip", TEMPLATES, names), ["weights: fedc", "0123456789abcdef"]),
-        (({**IDENTITY, "features": "kk"}, "maskclip", TEMPLATES, names), ["features: kk", "null"]),
+        (({**IDENTITY, "features": "kk"}, "maskclip", TEMPLATES, names), ["features: kk", "nothing"]),
+        (({**IDENTITY, "guide": None}, "maskclip", TEMPLATES, names), ["guide: null", "guide: nothing"]),
         ((IDENTITY, "naclip", TEMPLATES, names), ["for naclip", "for maskclip"]),
         ((IDENTITY, "maskclip", TEMPLATES[:2], names), ["number of templates: 2", "number of templates: 3"]),
         ((IDENTITY, "maskclip", TEMPLATES[::-1], names), [f"'{TEMPLATES[2]}'", f"'{TEMPLATES[0]}'"]),
@@ -206,6 +210,8 @@ DAMAGES = {
     "sum": (damaged(lambda d: d["sums"].update(other=d["sums"]["counts"])), "the sums are wrong"),
     "sorted": (damaged(lambda d: d.update(names=dict(reversed(d["names"].items())))), "of class 'sofa' are not those"),
     "mode": (damaged(lambda d: d.update(mode="fast")), "'mode' is fast"),
+    "base": (damaged(lambda d: d.update(base="other")), "'base' is 'other', none of maskclip, naclip"),
+    "failed": (damaged(lambda d: d["failed"][0].pop("key")), "'failed': 'key' is missing"),
     "keys": (damaged(lambda d: d["keys"].pop()), "'keys' are not those of 2 images"),
 }
 for KEY in ("base", "model", "names", "templates", "classes", "sums", "images", "total_pixels", "failed", "dataset"):

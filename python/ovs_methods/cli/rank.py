@@ -11,6 +11,8 @@ from .common import OK, RAW, SOME_FAILED, Progress, add_common, integer
 
 _PATIENCE = 3.0  # seconds of encoding text after which a user is told
 
+_OF_MERGE = ("help", "merge", "out", "overwrite", "quiet")
+
 _DESCRIPTION = """\
 Ranks prompt templates for each class by how sure they are of it (FLOSS): the mean entropy of the pixels that a
 template gives to the class, low is good. The photos need no labels; one is enough, more are better.
@@ -58,6 +60,7 @@ def _add_model(parser: Any) -> None:
     model.add_argument("--guide", metavar="NAME", help="second model of clip-dinoiser and proxyclip (that of the base)")
     model.add_argument("--guide-weights", metavar="FILE", help="local checkpoint of --guide")
     model.add_argument("--projection", metavar="FILE", help="learned checkpoint of clip-dinoiser, instead of a guide")
+    model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features the guide gives (9)")
     model.add_argument(
         "--windows", metavar="SIZE/STRIDE", help="sliding windows: none, 224/112, ... (that of the base)"
     )
@@ -106,6 +109,8 @@ def add(commands: Any) -> None:
     )
     ranking.add_argument("--merge", nargs="+", type=Path, metavar="FILE.json", help="add rankings up instead")
     add_common(parser)
+    others = [action for action in parser._actions if action.dest not in _OF_MERGE]
+    parser.set_defaults(others={(action.option_strings or ["IMAGE"])[0]: action for action in others})
 
 
 def _minutes(seconds: float) -> str:
@@ -194,7 +199,18 @@ def _counted(ranking: Any) -> str:
 def _rank(arguments: argparse.Namespace) -> Any:
     from ..rank import RankOptions, partial_path, rank_templates
 
-    same = ("images", "out", "classes", "background", "weights", "base", "guide", "guide_weights", "projection")
+    same = (
+        "images",
+        "out",
+        "classes",
+        "background",
+        "weights",
+        "base",
+        "guide",
+        "guide_weights",
+        "projection",
+        "layer",
+    )
     same += ("templates", "mode", "metric", "limit", "shard", "dataset", "windows", "threads", "overwrite")
     given = {name: getattr(arguments, name) for name in same}
     options = RankOptions(backbone=arguments.model, short_side=arguments.size, **given)
@@ -205,19 +221,25 @@ def _rank(arguments: argparse.Namespace) -> Any:
         progress.stop()
         partial = partial_path(options.out)
         if progress.under_way and partial.exists():
-            print(f"{partial} has what was done; the same command goes on from there", file=sys.stderr)
+            command = "the same command without --overwrite" if options.overwrite else "the same command"
+            print(f"{partial} has what was done; {command} goes on from there", file=sys.stderr)
         raise
     finally:
         progress.stop()
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    if arguments.images or arguments.classes is not None:
-        raise UserError("--merge", "no IMAGE and no --classes with it", "both")
+    given = [
+        name
+        for name, action in arguments.others.items()
+        if getattr(arguments, action.dest) not in (action.default, [])  # [] is what no IMAGE is
+    ]
+    if given:
+        raise UserError("--merge", "only --out, --overwrite and --quiet with it", f"also {', '.join(given)}")
     from ..rank import merge_rankings, summary
 
     ranking = merge_rankings(arguments.merge, arguments.out, arguments.overwrite)
     if not arguments.quiet:
         print(f"wrote {arguments.out}: {_counted(ranking)}")
         print("\n".join(summary(ranking)))
-    return OK
+    return SOME_FAILED if ranking.failed else OK
