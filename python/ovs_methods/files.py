@@ -1,6 +1,11 @@
 """Files: which images to read, and outputs that are either complete or absent."""
 
+import glob
 import os
+import threading
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +13,11 @@ from .errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEMPORARY = ".ovs-tmp"
+# What numpy.load and the arrays it gives raise for a damaged or foreign .npz file; most come of single flipped bits.
+DAMAGED_NPZ = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, SyntaxError),
+    *(RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),  # RuntimeError: "encrypted", unknown methods
+)
 
 
 def list_images(arguments: list[str]) -> list[Path]:
@@ -81,7 +91,7 @@ def check_out_folder(out: Path) -> None:
 def _remove_abandoned(folder: Path, names: list[str]) -> None:
     """Removes temporary files of these outputs whose process is gone (it was killed)."""
     for name in names:
-        for path in folder.glob(f".{name}.*{_TEMPORARY}"):
+        for path in folder.glob(f".{glob.escape(name)}.*{_TEMPORARY}"):
             pid = path.name[: -len(_TEMPORARY)].rsplit(".", 1)[-1]
             if not pid.isdigit() or int(pid) == os.getpid():
                 continue
@@ -106,7 +116,8 @@ def write_together(outputs: dict[Path, Callable[[Path], None]]) -> None:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, [path.name for path in outputs if path.parent == folder])
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}") for path in outputs}
+    own = f"{threading.get_ident()}.{os.getpid()}{_TEMPORARY}"  # two threads may write the same file
+    temporary = {path: path.with_name(f".{path.name}.{own}") for path in outputs}
     try:
         for path, write in outputs.items():
             write(temporary[path])

@@ -23,13 +23,14 @@ from .methods import (
     choose_recipe,
 )
 from .outputs import OutputPaths, content_identity, file_identity
-from .vocabulary import Exemplar, Point, check_distinct, load_templates, parse_classes
+from .vocabulary import MAX_ID, Exemplar, Point, check_distinct, load_templates, parse_classes
 from .windows import parse_windows
 
 if TYPE_CHECKING:
     from .rankings import Ranking
 
 SHORT_SIDE = 448
+TOP = 4  # experts of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,12 @@ class SegmentOptions:
         preset: of the patch stage and of DSLO, see `choose_preset` and `choose_dslo_preset`.
         constants: fields of `Preset` given one by one.
         dslo: fields of `DsloPreset` given one by one.
-        recipe: scale and threshold of the methods in RECIPES, where the user gave them.
+        recipe: scale and threshold of floss and the methods in RECIPES, where the user gave them.
         base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
         experts: file of the ranking, for floss.
-        top: templates that are experts for a class, at most.
-        fusion: one of FUSIONS.
-        short_side: of the working resolution; None is that of the recipe, 448 without one.
+        top: templates that are experts for a class, at most; None is 4, for floss.
+        fusion: one of FUSIONS; None is the first, for floss.
+        short_side: of the working resolution; None is that of the ranking or the recipe, 448 without one.
         backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
             methods in RECIPES, and the embedded one for the rest.
         weights: its local file.
@@ -97,8 +98,8 @@ class SegmentOptions:
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: str | None = None
     experts: str | None = None
-    top: int = 4
-    fusion: str = FUSIONS[0]
+    top: int | None = None
+    fusion: str | None = None
     short_side: int | None = None
     backbone: str | None = None
     weights: str | None = None
@@ -124,10 +125,12 @@ class SegmentOptions:
         """
         text = self.classes is not None
         method = self.method or ("lposs+" if text else "pixels")
-        base = self.base
+        base, floss, short_side = self.base, {}, self.short_side
         ranking = self.ranking() if method == "floss" else None
-        if ranking is not None and base is None:
-            base = ranking.base
+        if ranking is not None:
+            base = base or ranking.base
+            floss = {"top": TOP if self.top is None else self.top, "fusion": self.fusion or FUSIONS[0]}
+            short_side = short_side or ranking.short_side
         recipe = RECIPES.get(base if method == "floss" else method)
         features, guide = self.features, self.guide
         if features is None and recipe is not None:
@@ -148,12 +151,13 @@ class SegmentOptions:
             method=method,
             base=base,
             loaded_ranking=ranking,
-            short_side=self.short_side or (recipe.short_side if recipe else SHORT_SIDE),
+            short_side=short_side or (recipe.short_side if recipe else SHORT_SIDE),
             backbone=backbone,
             features=features,
             guide=guide,
             graph_backbone=graph,
             attention=SHORT_NAMES.get(attention, attention),
+            **floss,
         )
 
     def clip(self) -> dict[str, str | None]:
@@ -198,10 +202,11 @@ class SegmentOptions:
         return choose_recipe(name, self.recipe, list(classes), fusion=floss)
 
     def windows(self) -> str:
-        """The windows as `parse_windows` reads them; DSLO has none."""
+        """The windows as `parse_windows` reads them: those of the ranking or the recipe unless given; DSLO has none."""
         recipe = self.clip_recipe()
         if recipe is not None:
-            return self.constants.get("windows") or recipe.windows
+            ranked = self.loaded_ranking.windows if self.loaded_ranking is not None else None
+            return self.constants.get("windows") or ranked or recipe.windows
         return "none" if self.uses_attention() else self.patch_constants().windows
 
 
@@ -220,7 +225,9 @@ def _check_vocabulary(options: SegmentOptions) -> None:
             raise UserError("--classes", "no --point and no --exemplar with it", "both")
         if options.backbone == EMBEDDED:
             raise UserError("--classes", "a CLIP backbone, which reads text", f"--backbone {EMBEDDED}")
-        parse_classes(options.classes, options.background)
+        count = len(parse_classes(options.classes, options.background))
+        if count > MAX_ID + 1:
+            raise UserError("--classes", f"at most {MAX_ID + 1} classes, the background included", count)
     elif options.background != "none":
         raise UserError("--background", "--classes with it", "none")
     elif not options.points and not options.exemplars:
@@ -234,11 +241,24 @@ def _check_vocabulary(options: SegmentOptions) -> None:
         raise UserError("--class-name", "an --exemplar whose ids it names", "none")
 
 
+def _check_used(options: SegmentOptions) -> None:
+    """Raises UserError for an option that the method does not use."""
+    method = options.method
+    for name in ("experts", "base", "top", "fusion"):
+        if getattr(options, name) is not None and method != "floss":
+            raise UserError(f"--{name}", "--method floss with it", f"--method {method}")
+    heads = [name for name, recipe in RECIPES.items() if recipe.head == "naclip"]
+    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv"]}
+    for name, methods in users.items():
+        given = [values.get(name) for values in (options.recipe, options.dslo)]
+        if any(value is not None for value in given) and method not in methods:
+            wanted = f"--method {', '.join(methods[:-1])} or {methods[-1]} with it"
+            raise UserError(f"--{name}", wanted, f"--method {method}")
+
+
 def _check_recipe(options: SegmentOptions) -> None:
     """What the CLIP family and its options want of each other."""
-    for flag, value in (("--experts", options.experts), ("--base", options.base)):
-        if value is not None and options.method != "floss":
-            raise UserError(flag, "--method floss with it", f"--method {options.method}")
+    _check_used(options)
     if options.templates is not None:
         if options.classes is None:
             raise UserError("--templates", "--classes with it", "none")

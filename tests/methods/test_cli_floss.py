@@ -6,6 +6,7 @@ import clip_literal as literal
 import numpy as np
 import pytest
 import torch
+import tower_literal as tower
 
 pytest.importorskip("PIL")
 
@@ -13,6 +14,8 @@ from ovs_methods.backbones import ClipBackbone, MaskClip
 from ovs_methods.cli import main
 from ovs_methods.images import read_photo, to_tensor, working_size
 from ovs_methods.options import SegmentOptions
+from ovs_methods.outputs import Stopwatch
+from ovs_methods.pipeline import Segmenter
 from ovs_methods.vocabulary import load_templates, template_embeddings
 from PIL import Image
 
@@ -20,6 +23,7 @@ PROMPTS = ["a photo of a {}.", "a bad photo of the {}.", "{} in a video game.", 
 WORDS = "cat, sofa; couch, green grass, wall"
 NAMES, GROUPS = ["cat", "sofa", "couch", "green grass", "wall"], [0, 1, 1, 2, 3]
 CLASSES = ["cat", "sofa", "green grass", "wall"]
+MANY = ", ".join(f"thing {number}" for number in range(256))
 SMALL = ["--size", "80", "--windows", "64/32", "--threads", "1"]
 
 
@@ -107,7 +111,12 @@ def test_a_change_of_what_decides_the_result_does_it_again(tmp_path, photo, prom
     monkeypatch.chdir(tmp_path)
     encoded = []
     encode = ClipBackbone.encode_text
-    monkeypatch.setattr(ClipBackbone, "encode_text", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+
+    def once(self, texts):
+        encoded.extend(set(texts))  # the last batch is filled up with its last prompt
+        return encode(self, texts)
+
+    monkeypatch.setattr(ClipBackbone, "encode_text", once)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = ["--backbone", f"local-dir:{clip_folder}", "--templates", prompts, "--classes", WORDS]
     assert run("rank-templates", photo, *model, *SMALL, "--out", "ranking.json") == 0
@@ -136,20 +145,98 @@ def test_a_change_of_what_decides_the_result_does_it_again(tmp_path, photo, prom
     assert len(encoded) == len(PROMPTS) * len(NAMES)  # nothing was encoded twice
 
 
+def tower_features(open_clip, timm, folder, dino_weights, form, crops):
+    """Features of windows by the packages' own forward passes, [n, h, w, D]."""
+    if form == "naclip":
+        return tower.key_key(open_clip, folder, crops, tower.gaussian)
+    output = "tokens" if form == "proxyclip" else "values"
+    guide = tower.dino(timm, "vit_tiny_patch16_224", dino_weights, crops, output)
+    assert not tower.undecided(guide, form).any()
+    if form == "proxyclip":
+        return tower.proxy(open_clip, folder, crops, guide)
+    return tower.weighted_pool(tower.maskclip(open_clip, folder, crops), guide)
+
+
 @pytest.mark.parametrize("base", ["naclip", "clip-dinoiser", "proxyclip"])
-def test_every_base_is_ranked_and_fused(tmp_path, photo, prompts, clip_folder, dino_weights, base):
-    """What `ovs rank-templates` calls the model is what `ovs segment` calls it."""
+def test_every_base_is_ranked_and_fused(tmp_path, photo, prompts, clip_folder, open_clip, timm, dino_weights, base):
+    """Probabilities and labels with the features of `tower_literal`; what `ovs segment` sees is what was ranked."""
     guide = [] if base == "naclip" else ["--guide", "vit_tiny_patch16_224", "--guide-weights", dino_weights]
-    model = ["--backbone", f"local-dir:{clip_folder}", "--templates", prompts, "--classes", "cat, wall", *guide, *SMALL]
+    model = ["--backbone", f"local-dir:{clip_folder}", "--templates", prompts, "--classes", WORDS, *guide]
     ranking, out = tmp_path / "ranking.json", tmp_path / "out"
-    assert run("rank-templates", photo, *model, "--base", base, "--out", ranking) == 0
+    assert run("rank-templates", photo, *model, *SMALL, "--base", base, "--out", ranking) == 0
     document = json.loads(ranking.read_text())
-    for name, entries in document["classes"].items():  # random weights may call nothing a cat
+    for number, entries in enumerate(document["classes"].values()):  # random weights may call nothing a cat
         if not entries:
-            document["classes"][name] = [{"rank": 1, "template": 2, "entropy": 0.5, "percentage": 1.0}]
+            entries.append({"rank": 1, "template": number, "entropy": 0.5, "percentage": 0.0})
     ranking.write_text(json.dumps(document))
-    assert run("segment", photo, *model, "--method", "floss", "--experts", ranking, "--out", out) == 0
-    assert json.loads((out / "small.json").read_text())["settings"]["floss"]["base"] == base
+    assert run("segment", photo, *model, "--threads", 1, "--method", "floss", "--experts", ranking, "--out", out) == 0
+    settings = json.loads((out / "small.json").read_text())["settings"]
+    assert (settings["floss"]["base"], settings["windows"], settings["short_side"]) == (base, "64/32", 80)
+
+    experts = [[entry["template"] for entry in document["classes"][name]][:4] for name in CLASSES]
+    image = read_photo(photo)
+    size, original = working_size(image.height, image.width, 80), (image.height, image.width)
+    tensor, boxes = to_tensor(image, size), literal.windows(*size, 64, 32)
+    crops = torch.stack([tensor[:, y0:y1, x0:x1] for y0, x0, y1, x1 in boxes])
+    features = tower_features(open_clip, timm, clip_folder, dino_weights, base, crops).double().numpy()
+    embeddings = template_embeddings(MaskClip(f"local-dir:{clip_folder}"), NAMES, PROMPTS, tmp_path / "text")
+    classifiers = literal.classifiers(embeddings.double().numpy(), experts, GROUPS, base != "clip-dinoiser")
+    expected = literal.floss(features, boxes, classifiers, size)
+
+    given = {"guide": guide[1], "guide_weights": str(guide[3])} if guide else {}
+    given |= {"classes": WORDS, "templates": str(prompts), "method": "floss", "experts": str(ranking), "threads": 1}
+    segmenter = Segmenter(SegmentOptions([str(photo)], out, backbone=f"local-dir:{clip_folder}", **given), None)
+    found = segmenter.scores(segmenter.read(photo, Stopwatch())).numpy()
+    near = np.abs(found - expected).max(0) < 2e-3
+    assert near.mean() > 0.998  # between two experts that are equally sure rounding may decide
+    other = tower.maskclip(open_clip, clip_folder, crops).double().numpy()
+    assert np.abs(literal.floss(other, boxes, classifiers, size) - expected).max() > 0.02  # the features matter
+    default = np.stack([classifiers[-1]] * len(classifiers))
+    assert np.abs(literal.floss(features, boxes, default, size) - expected).max() > 0.02  # and so do the experts
+
+    if base == "clip-dinoiser":
+        scores = literal.resized(literal.best_names(expected, GROUPS), original)
+    else:
+        scores = literal.best_names(literal.softmax(100 * literal.resized(expected, original), 0), GROUPS)
+    best = np.sort(scores, 0)
+    sure = best[-1] - best[-2] > 1e-2
+    assert sure.mean() > 0.8
+    assert (labels_of(out / "small_labels.png") == scores.argmax(0))[sure].mean() > 0.998
+
+
+def test_a_fusion_sees_what_its_ranking_saw_unless_the_user_says_otherwise(tmp_path, photo, prompts, clip_folder):
+    model = ["--backbone", f"local-dir:{clip_folder}", "--templates", prompts, "--classes", "cat, wall"]
+    ranking = tmp_path / "ranking.json"
+    assert run("rank-templates", photo, *model, "--size", "80", "--windows", "48/32", "--out", ranking) == 0
+    floss = ["segment", photo, *model, "--method", "floss", "--experts", ranking, "--out", tmp_path / "out"]
+
+    def seen(*given):
+        assert run(*floss, *given) == 0
+        summary = json.loads((tmp_path / "out" / "small.json").read_text())
+        return summary["settings"]["windows"], summary["settings"]["short_side"], summary["working_size"]
+
+    assert seen() == ("48/32", 80, [80, 120])
+    assert seen("--windows", "none") == ("none", 80, [80, 120])
+    assert seen("--size", "64") == ("48/32", 64, [64, 96])
+
+
+def test_the_checkpoint_of_clip_dinoiser_is_read_once(tmp_path, photo, clip_folder, monkeypatch):
+    path, read = tmp_path / "last.pt", []
+    torch.save({"obj_proj.weight": torch.ones(8, 64, 3, 3), "obj_proj.bias": torch.zeros(8)}, path)
+    load = torch.load
+
+    def counted(file, *arguments, **keywords):
+        if str(file) == str(path):
+            read.append(file)
+        return load(file, *arguments, **keywords)
+
+    monkeypatch.setattr(torch, "load", counted)
+    words = ["--classes", "cat, wall", "--backbone", f"local-dir:{clip_folder}", "--projection", path, *SMALL]
+    assert run("segment", photo, "--method", "clip-dinoiser", *words, "--out", tmp_path / "out") == 0
+    assert len(read) == 1
+    torch.save({"obj_proj.weight": -torch.ones(8, 64, 3, 3), "obj_proj.bias": torch.ones(8)}, path)
+    assert run("segment", photo, "--method", "clip-dinoiser", *words, "--out", tmp_path / "out") == 0
+    assert len(read) == 2  # another content
 
 
 @pytest.fixture
@@ -279,6 +366,12 @@ def test_recipes_count_unless_the_user_says_otherwise(tmp_path, published):
         ),
         (["--method", "maskclip", "--experts", "RANKING"], ["--experts: expected --method floss", "--method maskclip"]),
         (["--method", "naclip", "--base", "naclip"], ["--base: expected --method floss"]),
+        (["--method", "naclip", "--top", "4"], ["--top: expected --method floss with it, got --method naclip"]),
+        (["--method", "lposs", "--fusion", "highest"], ["--fusion: expected --method floss", "got --method lposs"]),
+        (["--method", "lposs+", "--scale", "100"], ["--scale: expected --method maskclip", "got --method lposs+"]),
+        (["--method", "coarse", "--threshold", "0.2"], ["--threshold: expected --method naclip, proxyclip or dslo-mv"]),
+        (["--method", "dslo-op", "--threshold", "0.2"], ["--threshold: expected --method naclip", "--method dslo-op"]),
+        (["--method", "maskclip", "--classes", MANY], ["--classes: expected at most 255 classes", "got 256"]),
         (["--method", "maskclip", "--threshold", "0.1"], ["--threshold: expected --method naclip"]),
         (["--method", "naclip", "--threshold", "1.5"], ["--threshold: expected a probability", "got 1.5"]),
         (["--method", "naclip", "--scale", "-1"], ["--scale: expected a positive number", "got -1"]),

@@ -169,7 +169,7 @@ class Counting:
         self.model, self.text_identity, self.prompts = model, model.text_identity, []
 
     def encode_text(self, prompts):
-        self.prompts += prompts
+        self.prompts += dict.fromkeys(prompts)  # the last batch is filled up with its last prompt
         return self.model.encode_text(prompts)
 
 

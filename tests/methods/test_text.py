@@ -1,5 +1,9 @@
 """Classes by text."""
 
+import subprocess
+import sys
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ pytest.importorskip("PIL")
 
 from ovs_methods.backbones import MaskClip
 from ovs_methods.errors import UserError
-from ovs_methods.vocabulary import BACKGROUNDS, build_vocabulary, parse_classes, text_examples
+from ovs_methods.vocabulary import BACKGROUNDS, build_vocabulary, parse_classes, template_embeddings, text_examples
 
 
 def test_classes_and_their_other_names():
@@ -76,7 +80,7 @@ def test_a_name_is_the_mean_of_80_prompts(clip, clip_folder, tmp_path):
 
 def test_embeddings_are_kept_on_disk_and_damaged_ones_are_made_anew(clip, tmp_path):
     (first,) = text_examples(clip, {"cat": ["cat"]}, tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.npz")
     with np.load(path) as stored:
         prompts = stored["prompts"]
     assert (len(prompts), prompts[0]) == (80, "a bad photo of a cat.")
@@ -107,10 +111,94 @@ def test_other_weights_have_other_embeddings(clip, clip_folder, tmp_path):
     torch.save(weights, tmp_path / "other.bin")
     other = MaskClip(f"local-dir:{clip_folder}", tmp_path / "other.bin")
     text_examples(other, {"cat": ["cat"]}, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
 
 
-def test_a_cache_that_cannot_be_written_does_not_matter(clip, tmp_path):
+def test_a_cache_that_cannot_be_written_does_not_matter_and_is_said_once(clip, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    (example,) = text_examples(clip, {"cat": ["cat"]}, tmp_path / "file")
-    assert example.embeddings.norm().item() == pytest.approx(1, abs=1e-5)
+    with caplog.at_level("INFO", "ovs_methods"):
+        for name in ("cat", "dog"):
+            (example,) = text_examples(clip, {name: [name]}, tmp_path / "file")
+            assert example.embeddings.norm().item() == pytest.approx(1, abs=1e-5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"the text cache {tmp_path / 'file'} cannot be written" in record.getMessage()
+
+
+def test_an_embedding_does_not_depend_on_what_is_encoded_with_it(clip, tmp_path):
+    """One prompt alone, all at once, or the rest after an interruption: the same bits."""
+    templates = [f"photo {number} of a {{}}." for number in range(19)]
+    at_once = template_embeddings(clip, ["cat"], templates, tmp_path / "at_once")
+    for count in (1, 3, 8, 18):
+        folder = tmp_path / str(count)
+        first = template_embeddings(clip, ["cat"], templates[:count], folder)
+        assert torch.equal(first, at_once[:count])
+        assert torch.equal(template_embeddings(clip, ["cat"], templates, folder), at_once)
+        assert torch.equal(template_embeddings(clip, ["cat"], templates[::-1], tmp_path / f"r{count}"), at_once.flip(0))
+
+
+def test_an_interrupt_leaves_nothing_half_written(clip, tmp_path, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        template_embeddings(clip, ["cat"], ["a {}."], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+_PROCESS = """
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from ovs_methods.vocabulary import template_embeddings
+
+
+class Tower:
+    text_identity = {"model": "a tower of this test"}
+
+    def encode_text(self, prompts):
+        # Both processes have read the file, and are encoding, before either may store anything.
+        Path(sys.argv[2]).touch()
+        for _ in range(60000):
+            if Path(sys.argv[3]).exists():
+                break
+            time.sleep(0.001)
+        numbers = torch.tensor([[float(prompt.split()[0]), 1.0] for prompt in prompts])
+        return numbers / numbers.norm(dim=1, keepdim=True)
+
+
+start = int(sys.argv[4])
+template_embeddings(Tower(), ["cat"], [f"{start + i} {{}}" for i in range(5)], Path(sys.argv[1]))
+"""
+
+
+def test_two_processes_keep_each_others_embeddings(environment, tmp_path):
+    cache, ready = tmp_path / "cache", [tmp_path / "one", tmp_path / "other"]
+    template_embeddings(_Numbers(), ["cat"], ["900 {}"], cache)
+    running = []
+    for start, (own, other) in ((100, ready), (200, ready[::-1])):
+        command = [sys.executable, "-c", _PROCESS, *map(str, (cache, own, other, start))]
+        running.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    (path,) = cache.glob("*.npz")
+    with np.load(path) as stored:
+        found = dict(zip(stored["prompts"].tolist(), stored["embeddings"], strict=True))
+    wanted = [900, *range(100, 105), *range(200, 205)]
+    assert set(found) == {f"{number} cat" for number in wanted}
+    for number in wanted:
+        row = np.array([number, 1.0]) / np.hypot(number, 1)
+        assert np.abs(found[f"{number} cat"] - row).max() < 1e-6
+    assert {path.name for path in cache.iterdir()} == {path.name, "lock"}
+
+
+class _Numbers:
+    text_identity: ClassVar = {"model": "a tower of this test"}
+
+    def encode_text(self, prompts):
+        numbers = torch.tensor([[float(prompt.split()[0]), 1.0] for prompt in prompts])
+        return numbers / numbers.norm(dim=1, keepdim=True)

@@ -61,6 +61,12 @@ def read_projection(path: Path, flag: str = "--projection") -> Projection:
     Raises:
         UserError: no such file, not a checkpoint, or without those keys or with other shapes.
     """
+    status = path.stat() if path.is_file() else None
+    return _read(path, flag, None if status is None else (status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+@functools.lru_cache(maxsize=1)  # it is judged before it is used, and a run reads it once
+def _read(path: Path, flag: str, version: tuple[int, ...] | None) -> Projection:
     model = "CLIP-DINOiser (obj_proj.weight [E, width, 3, 3] and obj_proj.bias [E])"
     load = functools.partial(torch.load, path, map_location="cpu", weights_only=True)
     content, wanted = load_weights(load, model, path, flag, ""), f"a checkpoint of {model}"

@@ -72,7 +72,7 @@ def add_patch_stage(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--windows",
         metavar="SIZE/STRIDE",
-        help="sliding windows of every method: none, 224/112, 448/224, ensemble (preset)",
+        help="sliding windows of every method: none, 224/112, 448/224, ensemble (preset; floss: as ranked)",
     )
     group.add_argument("--neighbours", type=number, metavar="K", help="of a patch; below 1 a share of all (preset)")
     group.add_argument("--gamma", type=number, help="power of the patches' similarities (preset)")

@@ -133,7 +133,7 @@ def _add_model(segment: Any) -> None:
     model.add_argument(
         "--size",
         type=integer(14, 4096),
-        help="short side at which photos are looked at (448; 336 for naclip and proxyclip)",
+        help="short side at which photos are looked at (448; 336 for naclip and proxyclip; floss: as ranked)",
     )
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
@@ -189,11 +189,10 @@ def _add_floss(parser: argparse.ArgumentParser) -> None:
         choices=("maskclip", "naclip", "clip-dinoiser", "proxyclip"),
         help="the method whose features and head are used (that of the ranking)",
     )
-    group.add_argument("--top", type=integer(1, 1000), default=4, metavar="N", help="experts of a class at most (4)")
+    group.add_argument("--top", type=integer(1, 1000), metavar="N", help="experts of a class at most (4)")
     group.add_argument(
         "--fusion",
         choices=("highest", "default_on_conflict", "average_conflicting", "average"),
-        default="highest",
         help="what becomes of a pixel that several experts claim: the surest one, all templates, the mean of "
         "those that claim it; or the mean of all experts everywhere (highest)",
     )

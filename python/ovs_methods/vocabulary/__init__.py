@@ -1,6 +1,6 @@
 """Vocabularies: everything that turns a class into embeddings."""
 
-from .core import ClassExamples, Vocabulary, build_vocabulary, check_distinct, prototypes
+from .core import MAX_ID, ClassExamples, Vocabulary, build_vocabulary, check_distinct, prototypes
 from .exemplar import Exemplar, exemplar_examples, parse_exemplar
 from .points import Point, parse_point, point_examples
 from .templates import load_templates, template_embeddings
@@ -8,6 +8,7 @@ from .text import BACKGROUNDS, all_names, mean_examples, parse_classes, text_exa
 
 __all__ = [
     "BACKGROUNDS",
+    "MAX_ID",
     "ClassExamples",
     "Exemplar",
     "Point",

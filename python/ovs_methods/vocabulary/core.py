@@ -117,7 +117,7 @@ def build_vocabulary(examples: list[ClassExamples]) -> Vocabulary:
         if value is None:
             ids[name] = next(free, None)
             if ids[name] is None:
-                raise UserError("--point and --exemplar", f"at most {MAX_ID + 1} classes", len(by_name))
+                raise UserError("--point, --exemplar and --classes", f"at most {MAX_ID + 1} classes", len(by_name))
     names = sorted(by_name, key=ids.__getitem__)
     embeddings, groups = [], []
     for index, name in enumerate(names):

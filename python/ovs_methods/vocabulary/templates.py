@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +14,20 @@ from torch import Tensor
 
 from ..backbones.weights import cache_folder, import_models
 from ..errors import UserError
+from ..files import DAMAGED_NPZ, write_together
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from ..backbones import TextBackbone
 
 PLACE = "{}"  # of the name in a template
-_FORMAT = 2  # of the cached files
-_DAMAGED = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError)
+_FORMAT = 3  # of the cached files
+_BATCH = 8  # prompts that go through the text tower together
+_noted: set[Path] = set()  # folders that cannot be written
 _log = logging.getLogger("ovs_methods")
 
 
@@ -106,14 +111,27 @@ def _of_name(text: "TextBackbone", name: str, templates: Sequence[str], folder: 
     known = _read(path)
     missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     if missing:
-        known.update(zip(missing, text.encode_text(missing).float().cpu().numpy(), strict=True))
-        _store(path, known)
+        known = _merged(path, known, dict(zip(missing, _encoded(text, missing), strict=True)))
     return torch.from_numpy(np.stack([known[prompt] for prompt in prompts]))
+
+
+def _encoded(text: "TextBackbone", prompts: list[str]) -> np.ndarray:
+    """Unit embeddings [P, D], in batches of one size: a matrix product of another number of rows may round otherwise.
+
+    So the embedding of a prompt does not depend on those that are encoded with it, on one machine with one number of
+    threads.
+    """
+    parts = []
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        full = batch + batch[-1:] * (_BATCH - len(batch))
+        parts.append(text.encode_text(full)[: len(batch)].float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """What a file of the cache holds, by prompt; nothing if it is not there or damaged."""
-    with contextlib.suppress(*_DAMAGED), open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+    with contextlib.suppress(*DAMAGED_NPZ), open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
         prompts, rows = stored["prompts"], stored["embeddings"]
         fits = prompts.dtype.kind == "U" and rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == len(prompts)
         if fits and bool((abs(np.linalg.norm(rows, axis=1) - 1) < 1e-3).all()):
@@ -121,15 +139,34 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return {}
 
 
-def _store(path: Path, known: dict[str, np.ndarray]) -> None:
-    """Writes a file of the cache completely or not at all; a cache that cannot be written is no error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _merged(path: Path, known: dict[str, np.ndarray], made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is known with what was made, and stored; what another process has stored meanwhile stays, and counts.
+
+    A cache that cannot be written is no error.
+    """
+
+    def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez(file, prompts=np.array(list(known)), embeddings=np.stack(list(known.values())))
-        os.replace(temporary, path)
+            np.savez(file, prompts=np.array(list(together)), embeddings=np.stack(list(together.values())))
+
+    together = known | made
+    try:
+        with _locked(path.parent):
+            together = known | made | _read(path)
+            write_together({path: write})
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        _log.info("the text cache %s cannot be written (%s)", path.parent, error.strerror)
+        if path.parent not in _noted:
+            _noted.add(path.parent)
+            _log.warning("the text cache %s cannot be written (%s)", path.parent, error.strerror or error)
+    return together
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process or thread at a time, where the system and the file system have locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "ab") as file:  # closing it, or the end of the process, frees it
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
