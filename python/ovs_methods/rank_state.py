@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ovs_kernels import TemplateScores
 
 from .backbones.weights import fingerprint
 from .errors import UserError
-from .files import write_together
+from .files import DAMAGED_NPZ, write_together
 from .rankings import Ranking, difference
 
 MACHINE = ("threads", "torch")  # settings that decide how a product of matrices is rounded, and nothing else
@@ -150,7 +149,7 @@ class State:
             if "counts" in arrays:
                 parts = [torch.from_numpy(arrays[name]) for name in ("counts", "whole", "fraction")]
                 state.scores = TemplateScores(*parts, int(arrays["total"]))
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGED_NPZ as error:
             got = f"a damaged file ('{str(error)[:80]}')"
             raise UserError(path, "the state of an interrupted run", got, advice) from None
         different = difference(texts[0], settings)
