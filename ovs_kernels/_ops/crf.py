@@ -115,11 +115,9 @@ def _check_compat(values: list[float], ranks: list[int], num_terms: int, num_cla
         begin = end
     if begin != len(values):
         wrong_value(NAME, "compat", f"{begin} numbers for C={num_classes} (that of probabilities)", len(values))
-    for item in compat:
-        if not torch.isfinite(item.float()).all():
-            wrong_value(
-                NAME, "compat", "numbers within the range of float32", item[~torch.isfinite(item.float())][0].item()
-            )
+    for value in values:
+        if abs(value) > torch.finfo(torch.float32).max:
+            wrong_value(NAME, "compat", "numbers within the range of float32", value)
     shapes = [(num_classes,) * rank for rank in ranks]
     return [item.reshape(shape) for item, shape in zip(compat, shapes, strict=True)]
 
