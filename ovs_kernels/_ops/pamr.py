@@ -101,16 +101,12 @@ def _unit_image(p: Plan, image: Tensor) -> Tensor:
     return image.to(p.compute_dtype) / 255 if image.dtype == torch.uint8 else image.to(p.compute_dtype)
 
 
-def _use_reference(on_cuda: bool) -> bool:
-    return _native.reference_forced() if on_cuda else _native.cpu_module() is None
-
-
 def _run(p: Plan, operator: str, definition, image: Tensor, scores: Tensor, on_cuda: bool) -> Tensor:
     """Either operator: the compiled kernel, or its definition where there is none."""
     if p.trivial:
         return scores.clone(memory_format=torch.contiguous_format)
     scores = scores.to(p.compute_dtype)
-    if _use_reference(on_cuda):
+    if _native.use_reference(on_cuda):
         result = definition(_four_axes(p, scores), _unit_image(p, image), p.num_iter, p.dilations)
         return result.reshape(p.shape).to(p.dtype)
     image, scores = _unit_image(p, image).contiguous(), scores.contiguous()

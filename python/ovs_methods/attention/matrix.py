@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..backbones.weights import fingerprint
 from ..errors import UserError
+from ..files import DAMAGED_NPZ
 from .core import Attention, AttentionSource
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 _MATRIX, _GRID = ("attention", "matrix"), "grid"
-_READ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError)
+_READ_ERRORS = (*DAMAGED_NPZ, pickle.UnpicklingError)
 
 
 def is_matrix(name: str) -> bool:
