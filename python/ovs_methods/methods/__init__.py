@@ -16,6 +16,7 @@ from .lposs import PRESETS, Preset, choose_preset, lposs, lposs_plus, propagate_
 from .maskclip import maskclip
 from .naclip import naclip, softmax_argmax
 from .pixels import check_propagation, pixels
+from .pnp_maps import CrfSettings, normalized_maps, postprocess
 from .recipes import RECIPES, Recipe, choose_recipe
 
 METHODS = {
@@ -40,6 +41,7 @@ __all__ = [
     "NMS_MODES",
     "PRESETS",
     "RECIPES",
+    "CrfSettings",
     "DsloPreset",
     "Preset",
     "Recipe",
@@ -59,7 +61,9 @@ __all__ = [
     "lposs_plus",
     "maskclip",
     "naclip",
+    "normalized_maps",
     "pixels",
+    "postprocess",
     "propagate_scores",
     "softmax_argmax",
     "upsample_argmax",
