@@ -98,8 +98,8 @@ def _add_classes(segment: Any) -> None:
         "--background",
         default="none",
         metavar="WORDS",
-        help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas; for "
-        "pnp-ovss also uncovered, the pixels that no class covers",
+        help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas; "
+        "for pnp-ovss also uncovered, the pixels that no class covers",
     )
     classes.add_argument(
         "--templates",
