@@ -27,7 +27,7 @@ from .images import read_photo
 from .metrics import METRICS, SegmentationMetrics
 from .options import SegmentOptions, run_settings
 from .outputs import Stopwatch, file_identity
-from .pipeline import IMAGE_ERRORS, Segmenter
+from .pipeline import IMAGE_ERRORS, Segmenter, make_segmenter
 from .shared import Shared
 
 if TYPE_CHECKING:
@@ -162,14 +162,14 @@ class Evaluation:
         self._shared = Shared()
         self.clock = Stopwatch()
         with self.clock("load models"):
-            self._segmenters = [self._segmenter(run) if run.options is not None else None for run in runs]
+            self._segmenters = [self._segmenter(run) for run in runs]
         self._index = [
             class_index(dataset, run, made.vocabulary.names) if made is not None else None
             for run, made in zip(runs, self._segmenters, strict=True)
         ]
 
-    def _segmenter(self, run: Run) -> Segmenter:
-        return Segmenter(run.options, None, self._shared)
+    def _segmenter(self, run: Run) -> Segmenter | None:
+        return make_segmenter(run.options, None, self._shared) if run.options is not None else None
 
     def predict(self, read: Read, spent: dict[str, float]) -> list[np.ndarray]:
         """[H, W] labels of the data set by each method; their time goes to `spent`."""
@@ -306,7 +306,14 @@ def evaluate(options: EvaluateOptions, watch: Watcher | None = None) -> Outcome:
     items = _pick(options, dataset)
     template = options.template or SegmentOptions(images=[], out=options.out)
     runs = plan_runs(
-        template, options.methods, dataset, [i.image for i in items], options.words, options.study, options.patch
+        template,
+        options.methods,
+        dataset,
+        [item.image for item in items],
+        words=options.words,
+        study=options.study,
+        patch=options.patch,
+        style=options.style,
     )
     empty = [new_metrics(options, dataset) for _ in runs]
     check_out_folder(options.out)
@@ -374,9 +381,7 @@ def _run(
     return failed
 
 
-def _counted(
-    options: EvaluateOptions, dataset: Dataset, labels: np.ndarray, target: np.ndarray
-) -> SegmentationMetrics:
+def _counted(options: EvaluateOptions, dataset: Dataset, labels: np.ndarray, target: np.ndarray) -> SegmentationMetrics:
     made = new_metrics(options, dataset)
     made.add(labels, target)
     return made

@@ -212,7 +212,9 @@ def merge_results(files: Sequence[Path], out: Path, overwrite: bool = False) -> 
         for part in map(tuple, document["shards"]):
             if part in shards or any(part[1] != known[1] for known in shards):
                 known = shards.get(part, paths[0])
-                raise UserError("--merge", "different shards of one run", f"{part[0]}/{part[1]} in {path} and in {known}")
+                raise UserError(
+                    "--merge", "different shards of one run", f"{part[0]}/{part[1]} in {path} and in {known}"
+                )
             shards[part] = path
     return _merged([first, *others], sorted(shards), out)
 

@@ -10,8 +10,9 @@ import numpy as np
 from .data import WORDS, Dataset, Published, published_numbers, published_rules, query_words, read_class_list
 from .errors import UserError
 from .images import open_image
-from .methods import METHODS, RECIPES
+from .methods import METHODS, PNP, RECIPES
 from .options import SegmentOptions, check_method, check_vocabulary
+from .options_pnp import UNCOVERED, pnp_classes
 from .vocabulary import Exemplar, parse_classes
 from .windows import ENSEMBLE
 
@@ -99,15 +100,24 @@ def _exemplar_names(dataset: Dataset, exemplars: Sequence[Exemplar], given: dict
 
 def _without_unused(options: SegmentOptions, method: str, methods: Sequence[str]) -> SegmentOptions:
     """Of several methods, one does not have to use what another one does."""
+    if len(methods) < 2:
+        return options
     changed: dict[str, Any] = {}
     if "floss" in methods and method != "floss":
-        changed = dict.fromkeys(("experts", "base", "top", "fusion"))
+        changed |= dict.fromkeys(("experts", "base", "top", "fusion"))
+    if PNP in methods and method != PNP:
+        changed |= {"pnp": {}, "pnp_variant": None, "tuned": None}
+    if method == PNP:
+        for name in ("backbone", "weights"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}", f"{PNP} in a run of its own with it", f"{len(methods)} methods")
+        changed |= dict.fromkeys(("templates", "features", "guide", "guide_weights", "projection"))
+        changed["constants"] = {**options.constants, "windows": None}
     uses_scale = method in RECIPES or method == "floss" or method.startswith("dslo")
-    uses_threshold = (method in RECIPES and RECIPES[method].head == "naclip") or method == "dslo-mv"
+    uses_threshold = (method in RECIPES and RECIPES[method].head == "naclip") or method in ("dslo-mv", PNP)
     unused = [name for name, used in {"scale": uses_scale, "threshold": uses_threshold}.items() if not used]
-    if len(methods) > 1:
-        changed["recipe"] = {**options.recipe, **{name: None for name in unused if name in options.recipe}}
-        changed["dslo"] = {**options.dslo, **{name: None for name in unused if name in options.dslo}}
+    for field in ("recipe", "dslo"):
+        changed[field] = {name: None if name in unused else value for name, value in getattr(options, field).items()}
     return dataclasses.replace(options, **changed)
 
 
@@ -119,6 +129,7 @@ def plan_runs(
     words: str = "auto",
     study: Sequence[str] = (),
     patch: int | None = None,
+    style: str = "mmseg",
 ) -> list[Run]:
     """The runs that are asked for, checked as far as that needs no model.
 
@@ -130,6 +141,7 @@ def plan_runs(
         words: auto, one of WORDS, or a file.
         study: windows with each of which every method runs.
         patch: side of the patches of the oracle, None for no oracle.
+        style: of the metrics; with "pnp" the background is a class, which PnP-OVSS then looks for.
 
     Returns:
         One run for each method and windows, the oracle last.
@@ -146,8 +158,8 @@ def plan_runs(
     for method in methods:
         options = _without_unused(dataclasses.replace(template, method=method), method, methods)
         for windows in study or (None,):
-            run = _run_of(options, method, dataset, words, windows)
-            if study and run.options.uses_attention():
+            run = _run_of(options, method, dataset, words, windows, style)
+            if study and (run.options.uses_attention() or method == PNP):
                 raise UserError("--window-study", "a method that has windows", f"--method {method}")
             check_vocabulary(run.options)
             check_method(run.options, list(images))
@@ -155,11 +167,20 @@ def plan_runs(
     if patch is not None:
         runs.append(Run(ORACLE, ORACLE, patch=patch))
     if not runs:
-        raise UserError("--method", f"one of {', '.join((*METHODS, 'floss'))}, or --oracle patch", "none")
+        raise UserError("--method", f"one of {', '.join((*METHODS, 'floss', PNP))}, or --oracle patch", "none")
     return runs
 
 
-def _run_of(options: SegmentOptions, method: str, dataset: Dataset, words: str, windows: str | None) -> Run:
+def _uncovered(dataset: Dataset, classes: str, style: str) -> dict[str, str]:
+    """PnP-OVSS has no words for a background: it is what no class's map covers."""
+    if dataset.background == 0:
+        names = list(parse_classes(classes).items())
+        names = names[1:] if names[0][0].lower() == "background" else names
+        return {"classes": ", ".join("; ".join(words) for _, words in names), "background": UNCOVERED}
+    return {"background": UNCOVERED if style == "pnp" else "none"}
+
+
+def _run_of(options: SegmentOptions, method: str, dataset: Dataset, words: str, windows: str | None, style: str) -> Run:
     """One method with one set of windows; what the user leaves open is the paper's for this data set."""
     base = options.base or (options.ranking().base if method == "floss" and options.experts else None)
     rules = published_rules(base or "" if method == "floss" else method, dataset.kind)
@@ -170,6 +191,8 @@ def _run_of(options: SegmentOptions, method: str, dataset: Dataset, words: str, 
     if not options.exemplars:
         used = words_of(method, base, words)
         changed["classes"], changed["background"] = class_text(dataset, used)
+        if method == PNP:
+            changed |= _uncovered(dataset, changed["classes"], style)
     made = dataclasses.replace(options, **changed).resolved()
     return Run(method if windows is None else f"{method} {windows}", method, made, used)
 
@@ -190,8 +213,9 @@ def class_index(dataset: Dataset, run: Run, names: Sequence[str]) -> np.ndarray:
     """
     count = len(dataset.classes)
     dtype = np.uint8 if count < 255 else np.int32
-    if run.options.classes is not None:
-        return np.arange(len(names)).astype(dtype)
+    if run.options.classes is not None:  # in the data set's order, perhaps with a background that it does not have
+        first = len(names) - count
+        return np.array([count] * first + list(range(count)), dtype)
     index = {name.lower(): position for position, name in enumerate(dataset.classes)}
     for name in names:
         if name.lower() not in index and name.lower() != "background":
@@ -213,6 +237,9 @@ def setting_of(run: Run, dataset: Dataset, style: str, ratio: float) -> dict[str
     recipe = RECIPES.get(options.base if run.method == "floss" else run.method)
     changed += [1] if recipe is not None and options.features != recipe.features else []
     if changed or options.exemplars or options.templates or options.preset not in ("auto", "paper"):
+        return None
+    changed = [value for value in (*options.pnp.values(), options.tuned) if value is not None]
+    if changed or options.pnp_variant not in (None, "paper"):
         return None
     return {
         "backbone": options.backbone,
@@ -242,4 +269,6 @@ def query_of(run: Run) -> dict[str, list[str]] | None:
     options = run.options
     if options is None or options.classes is None:
         return None
+    if run.method == PNP:
+        return pnp_classes(options.classes, options.background)
     return parse_classes(options.classes, options.background)

@@ -14,7 +14,7 @@ from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, best_of_groups, expert_embeddings, floss, softmax_argmax, upsample_argmax
+from .methods import METHODS, PNP, best_of_groups, expert_embeddings, floss, softmax_argmax, upsample_argmax
 from .options import SegmentOptions, plan, run_settings
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
 from .shared import Shared
@@ -110,9 +110,7 @@ class Segmenter:
         self.graph_backbone = None
         if options.uses_graph() and options.graph_backbone != options.backbone:
             flag = "--graph-weights"
-            self.graph_backbone = load(
-                load_backbone, options.graph_backbone, options.graph_weights, flag=flag, **both
-            )
+            self.graph_backbone = load(load_backbone, options.graph_backbone, options.graph_weights, flag=flag, **both)
         self.attention: AttentionSource | None = None
         if options.uses_attention():
             same = options.attention == options.backbone and options.attention_weights in (None, options.weights)
@@ -263,6 +261,15 @@ class Segmenter:
         return shares, clock
 
 
+def make_segmenter(options: SegmentOptions, reference: Path | None = None, shared: Shared | None = None) -> Segmenter:
+    """The segmenter of the method that the options name; arguments as of `Segmenter`."""
+    if options.resolved().method == PNP:
+        from .pnp import PnpSegmenter
+
+        return PnpSegmenter(options)
+    return Segmenter(options, reference, shared)
+
+
 @dataclasses.dataclass
 class Report:
     """How a run over images went.
@@ -317,7 +324,7 @@ def segment(options: SegmentOptions, watch: Watcher | None = None) -> Report:
     watch(options.out, "plan", len(todo))
     if not todo:
         return report
-    segmenter = Segmenter(options, reference)
+    segmenter = make_segmenter(options, reference)
     report.setup = segmenter.clock
     for path, settings in todo:
         try:

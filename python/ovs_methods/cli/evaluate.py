@@ -80,9 +80,7 @@ def _add_dataset(parser: Any) -> None:
     group.add_argument("--kind", choices=_KINDS, help="whose layout, classes and labels it has")
     group.add_argument("--split", metavar="NAME", help="part of it (val, val2017 or validation)")
     group.add_argument("--limit", type=integer(1, 10**9), metavar="N", help="use the first N images only")
-    group.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th"
-    )
+    group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th")
     group.add_argument(
         "--strict", action="store_true", help="stop at the first image that cannot be used, or if a file has no partner"
     )
@@ -300,9 +298,7 @@ def _evaluate(arguments: argparse.Namespace, progress: _EvaluateProgress) -> Any
 
 def _merge(arguments: argparse.Namespace) -> int:
     given = [
-        name
-        for name, action in arguments.others.items()
-        if getattr(arguments, action.dest) not in (action.default, [])
+        name for name, action in arguments.others.items() if getattr(arguments, action.dest) not in (action.default, [])
     ]
     if given:
         raise UserError("--merge", "only --out, --overwrite and --quiet with it", f"also {', '.join(given)}")

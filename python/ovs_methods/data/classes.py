@@ -48,8 +48,8 @@ _ADE = (
     "monitor, bulletin board, shower, radiator, glass, clock, flag"
 )
 _CITY = (
-    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, rider, "
-    "car, truck, bus, train, motorcycle, bicycle"
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
+    "rider, car, truck, bus, train, motorcycle, bicycle"
 )
 
 

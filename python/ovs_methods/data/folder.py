@@ -123,7 +123,7 @@ def read_class_list(path: Path, reduce_zero: bool = False, ignored: tuple[int, .
             values[value] = meaning
         if color is not None:
             if color in colors:
-                raise UserError(path, "every colour once", "#%02x%02x%02x twice" % color)
+                raise UserError(path, "every colour once", f"#{bytes(color).hex()} twice")
             colors[color] = meaning
     missing = [words[0] for words, color, _ in entries if color is None]
     if colors and any(name != IGNORED for name in missing):

@@ -63,7 +63,8 @@ def read_target(path: Path, rule: MaskRule, size: tuple[int, int] | None = None)
         size: (H, W) that it must have; None takes any.
 
     Returns:
-        [H, W] uint8 (uint16 with more than 255 classes): indices of classes, `rule.ignore` where a pixel does not count.
+        [H, W] uint8 (uint16 with more than 255 classes): indices of classes, `rule.ignore` where a pixel does not
+        count.
 
     Raises:
         UserError: the file is damaged or no mask, of another size, or has values or colours outside the class list.
@@ -100,7 +101,7 @@ def _of_values(path: Path, values: np.ndarray, rule: MaskRule) -> np.ndarray:
     if values.dtype == np.uint8:
         found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         table = np.zeros(256, np.uint16)
-    elif 0 <= values.min(initial=0) and values.max(initial=0) < 65536:
+    elif values.min(initial=0) >= 0 and values.max(initial=0) < 65536:
         found = np.flatnonzero(np.bincount(values.ravel().astype(np.int64), minlength=65536))
         table = np.zeros(65536, np.uint16)
     else:
@@ -126,7 +127,7 @@ def _colors(path: Path, named: np.ndarray, colors: Mapping[tuple[int, int, int],
     made = np.array([colors.get(tuple(int(part) for part in color), _OUTSIDE) for color in named], np.int32)
     unknown = named[made == _OUTSIDE]
     if len(unknown):
-        shown = ", ".join("#%02x%02x%02x" % tuple(color) for color in unknown[:_SHOWN])
+        shown = ", ".join(f"#{bytes(color.tolist()).hex()}" for color in unknown[:_SHOWN])
         more = ", ..." if len(unknown) > _SHOWN else ""
         raise UserError(path, "colours of the class list", f"also {shown}{more}", "a line '#rrggbb -' ignores a colour")
     made[made == _IGNORED] = rule.ignore
