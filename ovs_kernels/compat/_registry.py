@@ -106,4 +106,12 @@ DROP_INS: dict[str, DropIn] = {
             Attributes(("pamr", "*.pamr"), "ovs_kernels.compat.pamr", ("PAMR",), adapt_pamr),
         )
     ),
+    "pydensecrf": DropIn(
+        modules={
+            "pydensecrf": "ovs_kernels.compat.pydensecrf",
+            "pydensecrf.densecrf": "ovs_kernels.compat.pydensecrf.densecrf",
+            "pydensecrf.eigen": "ovs_kernels.compat.pydensecrf.eigen",
+            "pydensecrf.utils": "ovs_kernels.compat.pydensecrf.utils",
+        }
+    ),
 }
