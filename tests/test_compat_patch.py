@@ -205,7 +205,7 @@ def test_subclasses_are_named_and_stay(codebase):
         ]
 
 
-def test_a_module_that_is_not_installed_is_served(codebase):
+def test_a_module_that_is_not_installed_is_served(codebase, caplog):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pamr")
     with compat.patch("pamr") as handle:
@@ -215,6 +215,7 @@ def test_a_module_that_is_not_installed_is_served(codebase):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module("nowhere.pamr")  # only names that are known to be meant
     assert "pamr" not in sys.modules
+    assert caplog.records == []  # nothing to warn of
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pamr")
 

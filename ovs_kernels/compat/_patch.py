@@ -196,12 +196,14 @@ class Patch:
             else:
                 namespace[key] = before
 
-    def _change(self, namespace: dict, key: str, ours: object, replacement: Replacement | None) -> None:
+    def _change(
+        self, namespace: dict, key: str, ours: object, replacement: Replacement | None, level: int = logging.INFO
+    ) -> None:
         self._changes.append((namespace, key, namespace.get(key, _ABSENT), ours))
         namespace[key] = ours
         if replacement is not None:
             self.replaced.append(replacement)
-            LOGGER.log(logging.WARNING if replacement.note else logging.INFO, "%s", replacement)
+            LOGGER.log(level, "%s", replacement)
 
     def attribute_pairs(self, module_name: str, module: ModuleType, group: Attributes) -> list:
         """(original, ours, our name) of those attributes of the module that can be replaced."""
@@ -248,7 +250,7 @@ class Patch:
                         if value is original:
                             self._change(vars(module), key, ours, Replacement(f"{name}.{key}", by))
 
-    def serve(self, name: str, ours: ModuleType, note: str) -> None:
+    def serve(self, name: str, ours: ModuleType, note: str = "", level: int = logging.INFO) -> None:
         """Puts `ours` under `name`, where a module is being imported."""
         with _lock:
             # The import system has put an empty module there: to restore is to remove it.
@@ -260,7 +262,7 @@ class Patch:
             if package is not None and not _is_own(package.__name__):
                 self._change(vars(package), child, ours, None)  # the import system does the same a moment later
             known = _is_own(ours.__name__)  # or an empty package
-            self._change(sys.modules, name, ours, Replacement(name, ours.__name__, note) if known else None)
+            self._change(sys.modules, name, ours, Replacement(name, ours.__name__, note) if known else None, level)
 
 
 def _is_own(name: str) -> bool:
