@@ -301,6 +301,17 @@ def test_imported_later_instead_of_what_is_installed(codebase, farm):
         importlib.import_module("farm.barn")
 
 
+def test_ours_are_not_replaced(codebase, farm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "farm", farm)  # by hand
+    codebase(mine__pamr="from ovs_kernels.compat.pamr import PAMR\nclass Other(PAMR):\n    pass\n")
+    mine = importlib.import_module("mine.pamr")
+    before = snapshot(mine)
+    with compat.patch("farm", "pamr") as handle:
+        assert [str(line) for line in handle.replaced] == ["farm.barn -> ovs_kernels.compat.farm.barn"]
+        assert handle.left_alone == []
+    assert snapshot(mine) == before
+
+
 def test_below_packages_that_are_not_installed(codebase, drop_ins, monkeypatch):
     """As featup.adaptive_conv_cuda.adaptive_conv: the packages above are empty, and go with it."""
     ours = our_module(monkeypatch, "leaf", grow=lambda: "ours")
