@@ -1,0 +1,100 @@
+"""What the options of PnP-OVSS want of each other; nothing is loaded here."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .backbones import matcher_files
+from .backbones.matching import single_word
+from .errors import UserError
+from .outputs import file_identity
+from .vocabulary import parse_classes
+
+if TYPE_CHECKING:
+    from .options import SegmentOptions
+
+UNCOVERED = "uncovered"  # --background: the class of the pixels that no class's map covers
+BACKGROUND = "background"
+
+
+def is_uncovered(background: str) -> bool:
+    """Whether --background asks for the class of the pixels that no class's map covers."""
+    return background.strip().lower() == UNCOVERED
+
+
+def pnp_classes(classes: str, background: str) -> dict[str, list[str]]:
+    """The names of each class that go into the prompt, as words.
+
+    Args:
+        classes: as `parse_classes` reads it.
+        background: UNCOVERED, for which one class is enough, or as `parse_classes` reads it.
+
+    Returns:
+        The words of each class.
+
+    Raises:
+        UserError: as `parse_classes`, or a name without a letter.
+    """
+    uncovered = is_uncovered(background)
+    names = parse_classes(classes, "none" if uncovered else background, least=1 if uncovered else 2)
+    if uncovered and BACKGROUND in (name.lower() for several in names.values() for name in several):
+        raise UserError("--background", "none where --classes has a 'background' of its own", f"'{background}'")
+    return {label: [single_word(name) for name in several] for label, several in names.items()}
+
+
+def check_pnp(options: "SegmentOptions") -> None:
+    """Judges what PnP-OVSS is asked for without loading anything.
+
+    Raises:
+        UserError: an option is missing, out of range, or of another method.
+    """
+    wanted = "another method than pnp-ovss with it"
+    others = {
+        "--point": options.points,
+        "--exemplar": options.exemplars,
+        "--templates": options.templates,
+        "--windows": options.constants.get("windows"),
+        "--features": options.features,
+        "--guide": options.guide,
+        "--guide-weights": options.guide_weights,
+        "--projection": options.projection,
+        "--scale": options.recipe.get("scale"),
+    }
+    for option, value in others.items():
+        if value:
+            raise UserError(option, wanted, "--method pnp-ovss")
+    if options.classes is None:
+        raise UserError("--method pnp-ovss", "--classes with it, whose names the prompt consists of", "none")
+    pnp_classes(options.classes, options.background)
+    options.pnp_constants()
+
+
+def pnp_settings(options: "SegmentOptions") -> dict[str, Any]:
+    """What decides a result of PnP-OVSS beside the classes, as JSON holds it."""
+    files = matcher_files(options.backbone, options.weights)
+    return {
+        **dataclasses.asdict(options.pnp_constants()),
+        "background": options.background.strip().lower(),
+        "files": [file_identity(file) for file in files],
+    }
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """The best setting in a report of `ovs tune-pnp`: layer and head from 0, threshold and blur.
+
+    Raises:
+        UserError: it is none.
+    """
+    wanted = "a report of ovs tune-pnp"
+    if not path.is_file():
+        raise UserError("--tuned", wanted, f"no file at {path}")
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))["best"]
+        return {**{name: int(best[name]) for name in ("layer", "head")}, **_numbers(best)}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError("--tuned", wanted, f"{path} ('{str(error)[:80]}')") from None
+
+
+def _numbers(best: dict[str, Any]) -> dict[str, float]:
+    return {name: float(best[name]) for name in ("threshold", "blur")}
