@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backbones import matcher_files
-from .backbones.matching import single_word
+from .backbones.matching import ImageTextMatcher, single_word
 from .errors import UserError
 from .outputs import file_identity
 from .vocabulary import parse_classes
@@ -78,6 +78,13 @@ def pnp_settings(options: "SegmentOptions") -> dict[str, Any]:
         "background": options.background.strip().lower(),
         "files": [file_identity(file) for file in files],
     }
+
+
+def check_side(side: int, matcher: ImageTextMatcher) -> int:
+    """Raises UserError for a side that is not a whole number of patches; returns it."""
+    if side % matcher.patch:
+        raise UserError("--size", f"a multiple of {matcher.patch}, the patches of {matcher.name}", side)
+    return side
 
 
 def read_tuned(path: Path) -> dict[str, Any]:
