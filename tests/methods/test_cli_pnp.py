@@ -11,9 +11,11 @@ pytest.importorskip("transformers")
 
 from ovs_methods.backbones import load_matcher
 from ovs_methods.cli import main
+from ovs_methods.errors import UserError
 from ovs_methods.methods import choose_pnp_preset, normalized_maps, postprocess
 from ovs_methods.methods.pnp_ovss import best_of_words, make_prompts, saliency_maps
 from ovs_methods.options import SegmentOptions
+from ovs_methods.outputs import file_identity
 from ovs_methods.pipeline import make_segmenter, segment
 from PIL import Image
 
@@ -102,13 +104,17 @@ def test_resumed_unless_a_constant_changes(options, photos):
 
 def test_variant_tuned_constants_and_no_background(options, tmp_path, photos, blip_folder):
     tuned = tmp_path / "tuned.json"
-    tuned.write_text(json.dumps({"best": {"layer": 1, "head": 2, "threshold": 0.4, "blur": 0.03, "reward": 1}}))
+    best = {"layer": 1, "head": 2, "threshold": 0.4, "blur": 0.03, "reward": 1}
+    files = [file_identity(path) for path in sorted(blip_folder.iterdir())]
+    tuned.write_text(json.dumps({"best": best, "settings": {"backbone": "elsewhere", "files": files}}))
     made = options(pnp={"crf_iterations": 2}, pnp_variant="code", tuned=str(tuned), images=[str(photos / "flat.png")])
     assert segment(made).written == 1
     expected = by_hand(photos / "flat.png", blip_folder, "code", False, threshold=0.4, blur=0.03, crf_iterations=2)
     assert np.array_equal(labels_in(tmp_path / "out" / "flat_labels.png"), expected)
     constants = options(tuned=str(tuned), pnp={"blur": 0.1}, recipe={"threshold": 0.2}).pnp_constants()
     assert (constants.layer, constants.head, constants.threshold, constants.blur) == (1, 2, 0.2, 0.1)
+    with pytest.raises(UserError, match=r"--tuned: expected a report for .*, got .*, which is for elsewhere"):
+        options(tuned=str(tuned), backbone=str(tmp_path)).pnp_constants()
 
 
 def test_bridgetower_and_one_class_against_the_rest(tmp_path, photos, bridgetower_folder):
