@@ -244,7 +244,11 @@ def _check_inputs_survive(outputs: list[OutputPaths], inputs: list[Path]) -> Non
                 raise UserError("--out", "a folder where no input is replaced", f"{path}, which is an input itself")
 
 
-def _check_vocabulary(options: SegmentOptions) -> None:
+def check_vocabulary(options: SegmentOptions) -> None:
+    """Raises UserError for classes that do not fit together, or with the backbone and the method."""
+    if options.method == PNP:
+        check_pnp(options)
+        return
     if is_uncovered(options.background):
         raise UserError("--background", "--method pnp-ovss with it", f"'{options.background}'")
     if options.classes is not None:
@@ -323,6 +327,26 @@ def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
         raise UserError("--attention", wanted, f"{len(images)} images", "a matrix belongs to one photo")
 
 
+def check_method(options: SegmentOptions, images: list[Path]) -> None:
+    """Checks the method and its options, as far as that needs no model.
+
+    Args:
+        options: resolved.
+        images: that it is for; of most methods their number does not matter.
+
+    Raises:
+        UserError: something cannot be used.
+    """
+    _check_recipe(options)
+    if options.method != PNP:
+        check_features(options.backbone, **options.clip())
+    parse_windows(options.windows())
+    if options.uses_attention():
+        _check_dslo(options, images)
+    if options.method in ("pixels", "lposs+"):
+        check_propagation(options.propagation)
+
+
 def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, OutputPaths]]:
     """Checks what can be checked without reading images.
 
@@ -333,10 +357,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
         UserError: something cannot be used.
     """
     images = list_images(options.images)
-    if options.method == PNP:
-        check_pnp(options)
-    else:
-        _check_vocabulary(options)
+    check_vocabulary(options)
     reference = None
     if options.points:
         if options.points_on is not None:
@@ -354,14 +375,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
-    _check_recipe(options)
-    if options.method != PNP:
-        check_features(options.backbone, **options.clip())
-    parse_windows(options.windows())
-    if options.uses_attention():
-        _check_dslo(options, images)
-    if options.method in ("pixels", "lposs+"):
-        check_propagation(options.propagation)
+    check_method(options, images)
     check_out_folder(options.out)
     for argument in options.images:
         if Path(argument).is_dir() and Path(argument).resolve() == options.out.resolve():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from .options_pnp import BACKGROUND, check_side, is_uncovered, pnp_classes
 from .outputs import Stopwatch
 from .pipeline import Seen, Segmenter
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class PnpSegmenter(Segmenter):
@@ -55,15 +59,15 @@ class PnpSegmenter(Segmenter):
         names = [BACKGROUND, *classes] if self.uncovered else list(classes)
         self.vocabulary = Vocabulary(names, list(range(len(names))), torch.empty(len(words), 0), self._groups)
 
-    def read(self, path: Path, clock: Stopwatch) -> Seen:
-        """A photo, and its pixels as the model takes them."""
+    def read(self, path: Path, clock: Stopwatch, photo: "Image | None" = None) -> Seen:
+        """A photo, read already or not, and its pixels as the model takes them."""
         with clock("read"):
-            photo = read_photo(path)
+            photo = read_photo(path) if photo is None else photo
             return Seen(photo, self.matcher.pixels(photo, self.side)[0], [], None)
 
-    def labels(self, path: Path, clock: Stopwatch) -> tuple[Seen, np.ndarray]:
+    def labels(self, path: Path, clock: Stopwatch, photo: "Image | None" = None) -> tuple[Seen, np.ndarray]:
         """As `Segmenter.labels`."""
-        seen = self.read(path, clock)
+        seen = self.read(path, clock, photo)
         with clock(self.options.method):
             maps = saliency_maps(self.matcher, seen.image[None], self._prompts, self.constants)
             maps = best_of_words(maps, self._groups)

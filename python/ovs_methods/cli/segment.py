@@ -233,6 +233,23 @@ def _add_pnp(parser: argparse.ArgumentParser) -> None:
     )
 
 
+METHODS = (
+    *("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
+    *("maskclip", "naclip", "clip-dinoiser", "proxyclip", "floss", "pnp-ovss"),
+)
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the models and the methods, which `method_options` reads."""
+    _add_model(parser)
+    add_patch_stage(parser)
+    _add_dslo(parser)
+    _add_floss(parser)
+    _add_pnp(parser)
+    add_propagation(parser)
+    add_common(parser)
+
+
 def add(commands: Any) -> None:
     """Adds `ovs segment` to the parser."""
     segment = commands.add_parser(
@@ -246,23 +263,14 @@ def add(commands: Any) -> None:
     _add_classes(segment)
     segment.add_argument(
         "--method",
-        choices=(
-            *("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
-            *("maskclip", "naclip", "clip-dinoiser", "proxyclip", "floss", "pnp-ovss"),
-        ),
+        choices=METHODS,
         help="bare patches, refined by pixels, by patches, by both, or carried by the self-attention of a model "
         "along an optimal path or by a Markov chain; the baselines of the CLIP family; FLOSS, each class by its "
         "best templates; or PnP-OVSS, the attention of words (lposs+ for text, otherwise pixels)",
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
-    _add_model(segment)
-    add_patch_stage(segment)
-    _add_dslo(segment)
-    _add_floss(segment)
-    _add_pnp(segment)
-    add_propagation(segment)
-    add_common(segment)
+    add_method_options(segment)
 
 
 def _dslo(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -274,6 +282,35 @@ def _pnp(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("rounds", "drop", "blur", "crf_iterations", "words_per_prompt")
     given = {name: getattr(arguments, name) for name in names}
     return {"layer": arguments.cross_layer, "head": arguments.cross_head, **given}
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_method_options` parsed, as fields of `SegmentOptions`."""
+    return {
+        "propagation": propagation(arguments),
+        "preset": arguments.preset,
+        "constants": constants(arguments),
+        "dslo": _dslo(arguments),
+        "pnp": _pnp(arguments),
+        "pnp_variant": arguments.variant,
+        "tuned": arguments.tuned,
+        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold},
+        "base": arguments.base,
+        "experts": arguments.experts,
+        "top": arguments.top,
+        "fusion": arguments.fusion,
+        "short_side": arguments.size,
+        "backbone": arguments.backbone,
+        "weights": arguments.weights,
+        **features(arguments),
+        "graph_backbone": arguments.graph_backbone,
+        "graph_weights": arguments.graph_weights,
+        "attention": arguments.attention,
+        "attention_weights": arguments.attention_weights,
+        "attention_layer": arguments.attention_layer,
+        "layer": arguments.layer,
+        "threads": arguments.threads,
+    }
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -292,29 +329,7 @@ def run(arguments: argparse.Namespace) -> int:
         background=arguments.background,
         templates=arguments.templates,
         method=arguments.method,
-        propagation=propagation(arguments),
-        preset=arguments.preset,
-        constants=constants(arguments),
-        dslo=_dslo(arguments),
-        pnp=_pnp(arguments),
-        pnp_variant=arguments.variant,
-        tuned=arguments.tuned,
-        recipe={"scale": arguments.scale, "threshold": arguments.threshold},
-        base=arguments.base,
-        experts=arguments.experts,
-        top=arguments.top,
-        fusion=arguments.fusion,
-        short_side=arguments.size,
-        backbone=arguments.backbone,
-        weights=arguments.weights,
-        **features(arguments),
-        graph_backbone=arguments.graph_backbone,
-        graph_weights=arguments.graph_weights,
-        attention=arguments.attention,
-        attention_weights=arguments.attention_weights,
-        attention_layer=arguments.attention_layer,
-        layer=arguments.layer,
-        threads=arguments.threads,
+        **method_options(arguments),
         overwrite=arguments.overwrite,
     )
     progress = Progress(arguments.quiet)
