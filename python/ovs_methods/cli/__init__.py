@@ -27,8 +27,12 @@ Open-vocabulary segmentation on an ordinary CPU.
 """
 
 _COMMANDS = {
-    **{"segment": segment, "refine": refine, "rank-templates": rank, "tune-pnp": tune},
-    **{"evaluate": evaluate, "demo": demo},
+    "segment": segment,
+    "refine": refine,
+    "rank-templates": rank,
+    "tune-pnp": tune,
+    "evaluate": evaluate,
+    "demo": demo,
 }
 
 
