@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-
 from ovs_methods.errors import UserError
 from ovs_methods.metrics import SegmentationMetrics
 
@@ -143,7 +142,7 @@ def test_other_documents_and_other_metrics_are_refused():
         SegmentationMetrics(NAMES, metrics=("iou",))
     with pytest.raises(UserError, match="--style: expected mmseg or pnp, got 'coco'"):
         SegmentationMetrics(NAMES, style="coco")
-    with pytest.raises(UserError, match="the same ratio in both, got 0.02 and 0.05"):
+    with pytest.raises(UserError, match=r"the same ratio in both, got 0.02 and 0.05"):
         SegmentationMetrics(NAMES) + SegmentationMetrics(NAMES, ratio=0.05)
     good = SegmentationMetrics(NAMES).to_json()
     for changed in (
