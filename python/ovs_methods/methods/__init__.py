@@ -17,6 +17,7 @@ from .maskclip import maskclip
 from .naclip import naclip, softmax_argmax
 from .pixels import check_propagation, pixels
 from .pnp_maps import CrfSettings, normalized_maps, postprocess
+from .pnp_ovss import PNP, PNP_PRESETS, PnpPreset, choose_pnp_preset, saliency_maps
 from .recipes import RECIPES, Recipe, choose_recipe
 
 METHODS = {
@@ -39,15 +40,19 @@ __all__ = [
     "FUSIONS",
     "METHODS",
     "NMS_MODES",
+    "PNP",
+    "PNP_PRESETS",
     "PRESETS",
     "RECIPES",
     "CrfSettings",
     "DsloPreset",
+    "PnpPreset",
     "Preset",
     "Recipe",
     "best_of_groups",
     "check_propagation",
     "choose_dslo_preset",
+    "choose_pnp_preset",
     "choose_preset",
     "choose_recipe",
     "coarse",
@@ -65,6 +70,7 @@ __all__ = [
     "pixels",
     "postprocess",
     "propagate_scores",
+    "saliency_maps",
     "softmax_argmax",
     "upsample_argmax",
 ]
