@@ -217,16 +217,13 @@ class DenseCRF:
         """The sum of Q log(max(Q, 1e-20)) + E Q - Q (what the terms add to the exponents), over labels and variables.
 
         Each pair counts twice, a pixel is a neighbour of itself, and the logarithm of the partition function is left
-        out, all as in pydensecrf. Summed in float64.
+        out, all as in pydensecrf. Sums are taken in float64.
         """
         _expect_matrix("klDivergence", "Q", Q)
         q = self._rows("klDivergence", Q)
-        total = (q.double() * q.double().clamp(min=1e-20).log()).sum()
-        if self._energies is not None:
-            total += (q.double() * self._energy_rows()).sum()
-        for message in self._messages(q):
-            total -= (q.double() * message).sum()
-        return total.item()
+        parts = [q * q.clamp(min=1e-20).log(), q * self._energy_rows()]
+        parts += [-q * message for message in self._messages(q)]
+        return sum(part.sum(dtype=torch.float64) for part in parts).item()
 
     def _inference(self, iterations: int) -> Tensor:
         """[C, N]."""
