@@ -30,7 +30,8 @@ class Attributes:
         names: of the attributes.
         adapt: gets the original and ours and returns what to put in its place, or raises `LeaveAlone`.
         optional: packages that the originals need only for what is replaced ("cupy"). While the modules are imported,
-            those that are not installed are represented by objects that raise ImportError when they are used.
+            those that are not installed, or raise when they are imported, are represented by objects that raise
+            ImportError when they are used.
     """
 
     modules: tuple[str, ...]
@@ -103,7 +104,44 @@ def adapt_pamr(original: type, ours: type) -> type:
     return type(ours.__name__, (ours,), {"__init__": init, "__module__": ours.__module__, "__doc__": ours.__doc__})
 
 
+def adapt_lposs(original: object, ours: Callable) -> Callable:
+    """Ours with the defaults of the original, see `_originals`."""
+    from ._originals import published_lposs
+
+    return published_lposs(original, ours)
+
+
+def adapt_featup(original: object, ours: type) -> type:
+    """Ours, if the original is the published module, see `_originals`."""
+    from ._originals import published_featup
+
+    return published_featup(original, ours)
+
+
 DROP_INS: dict[str, DropIn] = {
+    "featup": DropIn(
+        modules={"featup.adaptive_conv_cuda.adaptive_conv": "ovs_kernels.compat.featup"},
+        attributes=(
+            # FeatUp, and SegEarth-OV, which has a copy.
+            Attributes(
+                ("featup.upsamplers", "simfeatup_dev.upsamplers"),
+                "ovs_kernels.compat.featup",
+                ("JBULearnedRange", "JBUOne", "JBUStack"),
+                adapt_featup,
+            ),
+        ),
+    ),
+    "lposs": DropIn(
+        attributes=(
+            Attributes(
+                ("segmentation.evaluation.lposs_eval",),
+                "ovs_kernels.compat.lposs",
+                ("dfs_search", "get_lposs_laplacian", "get_lposs_plus_laplacian", "perform_lp"),
+                adapt_lposs,
+                optional=("cupy", "cupyx", "faiss", "kornia"),
+            ),
+        )
+    ),
     "pamr": DropIn(
         attributes=(
             # NACLIP, SCLIP: pamr; TCL: models.tcl.pamr; 1-stage-wseg: models.mods.pamr; CLIP-DINOiser: models.*.pamr.
