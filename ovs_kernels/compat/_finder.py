@@ -1,6 +1,7 @@
 """The import hook of a patch: serves drop-ins, and looks into modules once they have been imported."""
 
 import contextlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ class _Empty(Loader):
         self.patch = patch
 
     def exec_module(self, module: ModuleType) -> None:
-        self.patch.serve(module.__spec__.name, module, "")
+        self.patch.serve(module.__spec__.name, module)
 
 
 class _Inside(Loader):
@@ -101,7 +102,7 @@ class _Inside(Loader):
             if name not in self.finder.alone:
                 raise
             ours = import_module(self.finder.alone[name].stand_in)
-            patch.serve(name, ours, f"the original cannot be imported: {error}")
+            patch.serve(name, ours, f"the original cannot be imported: {error}", logging.WARNING)
             return
         for group in self.groups:
             patch.replace_inside(name, module, group)

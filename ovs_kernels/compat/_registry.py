@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import import_module
 
+# What a call of somebody's code may raise and be left alone for.
+CALL_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError)
+CALL_ERRORS += (TypeError, ValueError)
+
 
 class LeaveAlone(Exception):
     """Raised by `Attributes.adapt`: the original is not what the drop-in stands for; the text says why."""
@@ -87,7 +91,7 @@ def adapt_pamr(original: type, ours: type) -> type:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             theirs = original(num_iter=2, dilations=[1, 3])(x, mask)
             difference = (theirs - ours(2, [1, 3])(x, mask)).abs().max().item()
-    except Exception as error:
+    except CALL_ERRORS as error:
         raise LeaveAlone(f"its results could not be compared ({type(error).__name__}: {error})") from error
     if not difference <= 1e-4:  # NaN either
         raise LeaveAlone(f"it computes something else: results differ by {difference:.2g}")
@@ -143,5 +147,13 @@ DROP_INS: dict[str, DropIn] = {
             # NACLIP, SCLIP: pamr; TCL: models.tcl.pamr; 1-stage-wseg: models.mods.pamr; CLIP-DINOiser: models.*.pamr.
             Attributes(("pamr", "*.pamr"), "ovs_kernels.compat.pamr", ("PAMR",), adapt_pamr),
         )
+    ),
+    "pydensecrf": DropIn(
+        modules={
+            "pydensecrf": "ovs_kernels.compat.pydensecrf",
+            "pydensecrf.densecrf": "ovs_kernels.compat.pydensecrf.densecrf",
+            "pydensecrf.eigen": "ovs_kernels.compat.pydensecrf.eigen",
+            "pydensecrf.utils": "ovs_kernels.compat.pydensecrf.utils",
+        }
     ),
 }

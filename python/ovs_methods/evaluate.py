@@ -367,7 +367,9 @@ def _run(
                 if options.strict:
                     raise UserError.saying(f"--strict: {reason}") from error
             else:
+                drawn = time.perf_counter()
                 _save_panel(options, dataset, runs, read, labels, counts)
+                start += time.perf_counter() - drawn
                 models = sum(spent.get(run.label, 0.0) for run in runs if run.method != ORACLE)
                 spent[OVERHEAD] = 1000 * (time.perf_counter() - start) - models
                 state.add(read.index, read.mark, counts, spent)
@@ -402,7 +404,7 @@ def _save_panel(
 
     folder = options.out / "panels" if isinstance(options.panels, int) else options.panels
     columns = [
-        Column(run.label, part, f"mIoU {count.scores().miou:.1f}   {count.scores().accuracy:.1f} % of the pixels")
+        Column(run.label, part, f"mIoU {count.scores().miou:.1f} on this photo")
         for run, part, count in zip(runs, labels, counts, strict=True)
     ]
     picture = comparison(

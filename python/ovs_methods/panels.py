@@ -18,8 +18,8 @@ _GAP, _MARGIN = 10, 14
 _WIDTH = 2000  # of a panel, about
 _SIDES = (220, 620)  # least and largest width of a picture
 _INK, _FAINT, _PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
-# Kinds of errors. Blue, orange and vermilion stay apart with any colour blindness, and differ in lightness too.
-_MISSED, _INVENTED, _CONFUSED = (0, 90, 181), (255, 194, 10), (213, 62, 0)
+# Kinds of errors: dark, light and between, so that they stay apart with any colour blindness.
+_MISSED, _INVENTED, _CONFUSED = (62, 12, 110), (255, 200, 20), (219, 58, 30)
 _NONE = (40, 40, 40)  # a prediction that is no class
 _NAMED = 0.012  # share of the picture from which a region has its name written on it
 _LISTED = 24  # classes in a legend at most
@@ -64,7 +64,7 @@ def _tint(photo: np.ndarray, labels: np.ndarray, colors: dict[int, tuple[int, in
         if index < len(table):
             table[index] = color
     gray = photo.mean(-1, keepdims=True)
-    shade = 0.62 + 0.38 * gray / 255  # keeps what is in the photo visible without changing the hue
+    shade = 0.7 + 0.3 * gray / 255  # keeps what is in the photo visible without changing the hue
     made = table[labels] * shade
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
@@ -94,7 +94,7 @@ def error_map(photo: np.ndarray, labels: np.ndarray, target: np.ndarray, ignore:
         background: index of the background, None without one.
 
     Returns:
-        [H, W, 3] uint8: blue where an object was missed, yellow where one was invented, vermilion where a class was
+        [H, W, 3] uint8: dark where an object was missed, yellow where one was invented, vermilion where a class was
         taken for another; without a background all errors are of the last kind.
     """
     gray = np.repeat(photo.mean(-1, keepdims=True), 3, -1)
@@ -159,7 +159,7 @@ class _Sheet:
 
     def __init__(self, size: tuple[int, int], columns: int, rows: int, legend: int):
         pil, draw = require("PIL.Image", "drawing"), require("PIL.ImageDraw", "drawing")
-        self.size, self.text = size, int(np.clip(size[1] / 26, 13, 20))
+        self.size, self.text = size, int(np.clip(size[1] / 23, 13, 20))
         self.font, self.small = _fonts(self.text)
         self.head = round(self.text * 2.9)
         width = 2 * _MARGIN + columns * size[1] + (columns - 1) * _GAP
@@ -278,8 +278,11 @@ def comparison(
         corner = sheet.put(row, place, _tint(picture, labels, colors), column.title, column.note)
         sheet.names(corner, _regions(labels, [*order, *extra], _NAMED), names)
         if truth is not None:
-            sheet.put(row + 1, place, error_map(picture, labels, truth, ignore, background), "errors", column.title)
-    bottom = _legend(sheet, names, colors, found, order, extra, guessed, background, target is not None)
+            wrong = ((labels != truth) & (truth != ignore)).sum() / max(1, (truth != ignore).sum())
+            note = f"{100 * wrong:.1f} % of the pixels are wrong"
+            sheet.put(row + 1, place, error_map(picture, labels, truth, ignore, background), "errors", note)
+    outside = any(bool((part >= len(names)).any()) for part in small)
+    bottom = _legend(sheet, names, colors, found, order, extra, guessed, background, target is not None, outside)
     return sheet.image.crop((0, 0, sheet.image.width, bottom + _MARGIN))
 
 
@@ -293,6 +296,7 @@ def _legend(
     guessed: dict[int, float],
     background: int | None,
     truth: bool,
+    outside: bool,
 ) -> int:
     """The classes by their share, those that only a method sees, and the kinds of errors; returns where it ends."""
 
@@ -303,8 +307,9 @@ def _legend(
     y = sheet.top + _MARGIN // 2
     if order:
         y = sheet.swatches(y, "in the ground truth", listed(order, found))
-    if extra:
-        y = sheet.swatches(y, "only predicted" if truth else "classes", listed(extra, guessed))
+    if extra or outside:
+        entries = [*listed(extra, guessed), *([("no class", _NONE)] if outside else [])]
+        y = sheet.swatches(y, "only predicted" if truth else "classes", entries)
     if truth:
         kinds: list[tuple[str, Any]] = [("right", (190, 190, 190)), ("one class for another", _CONFUSED)]
         if background is not None:
