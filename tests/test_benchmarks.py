@@ -156,6 +156,7 @@ def test_the_table_shows_what_the_document_says(quick_run):
         "adaptive",
         "affinity",
         "attention",
+        "compat",
         "crf",
         "graph",
         "markov",

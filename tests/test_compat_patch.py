@@ -205,7 +205,7 @@ def test_subclasses_are_named_and_stay(codebase):
         ]
 
 
-def test_a_module_that_is_not_installed_is_served(codebase):
+def test_a_module_that_is_not_installed_is_served(codebase, caplog):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pamr")
     with compat.patch("pamr") as handle:
@@ -215,6 +215,7 @@ def test_a_module_that_is_not_installed_is_served(codebase):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module("nowhere.pamr")  # only names that are known to be meant
     assert "pamr" not in sys.modules
+    assert caplog.records == []  # nothing to warn of
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pamr")
 
@@ -298,6 +299,17 @@ def test_imported_later_instead_of_what_is_installed(codebase, farm):
     assert farm.barn.milk() == "ours"
     with pytest.raises(AssertionError, match="executed"):
         importlib.import_module("farm.barn")
+
+
+def test_ours_are_not_replaced(codebase, farm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "farm", farm)  # by hand
+    codebase(mine__pamr="from ovs_kernels.compat.pamr import PAMR\nclass Other(PAMR):\n    pass\n")
+    mine = importlib.import_module("mine.pamr")
+    before = snapshot(mine)
+    with compat.patch("farm", "pamr") as handle:
+        assert [str(line) for line in handle.replaced] == ["farm.barn -> ovs_kernels.compat.farm.barn"]
+        assert handle.left_alone == []
+    assert snapshot(mine) == before
 
 
 def test_below_packages_that_are_not_installed(codebase, drop_ins, monkeypatch):

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._checks import (
     INTEGERS,
     dtype_text,
@@ -23,6 +24,17 @@ from . import register
 MATRIX = "confusion_matrix"
 BOUNDARY = "boundary_iou"
 LABELS = (*INTEGERS, torch.uint16, torch.uint32, torch.uint64, torch.bool)
+# The core's LabelType, and types whose bits are read as another's.
+LABEL_TYPES = {
+    torch.uint8: 0,
+    torch.int8: 1,
+    torch.uint16: 2,
+    torch.int16: 3,
+    torch.uint32: 4,
+    torch.int32: 5,
+    torch.int64: 6,
+}
+SAME_BITS = {torch.bool: torch.uint8, torch.uint64: torch.int64}
 # [C, C] counters take 8 GB then, which the caller would otherwise learn from the system.
 MAX_MATRIX_CLASSES = 2**15
 MAX_BOUNDARY_CLASSES = 2**24
@@ -81,8 +93,49 @@ def boundary_distance(height: int, width: int, ratio: float) -> int:
     return max(1, round(min(ratio * math.sqrt(height**2 + width**2), 2.0**31)))
 
 
+def _readable(labels: Tensor) -> Tensor:
+    """As the kernels take it: rows without gaps, and no type that is another's bits."""
+    same_bits = SAME_BITS.get(labels.dtype)
+    if same_bits is not None:
+        labels = labels.view(same_bits)
+    return labels if labels.stride(-1) == 1 or labels.shape[-1] < 2 else labels.contiguous()
+
+
+def _map_arguments(p: Plan, name: str, labels: Tensor) -> dict[str, int]:
+    return {
+        name: labels.data_ptr(),
+        f"{name}_type": LABEL_TYPES[labels.dtype],
+        f"{name}_image_stride": labels.stride(0) if p.batched else 0,
+        f"{name}_row_stride": labels.stride(-2),
+    }
+
+
+def _count(p: Plan, op: str, shape, prediction: Tensor, target: Tensor, options: dict, on_cuda: bool) -> Tensor:
+    """Runs a kernel on the two maps, with its own `options`."""
+    prediction, target = _readable(prediction), _readable(target)
+    counts = _native.allocate(shape, torch.int64, target.device)
+    arguments = {
+        **_map_arguments(p, "prediction", prediction),
+        **_map_arguments(p, "target", target),
+        "counts": counts.data_ptr(),
+        "batch": p.batch,
+        "height": p.height,
+        "width": p.width,
+        "num_classes": p.num_classes,
+        "has_ignore_label": p.ignore_label is not None,
+        "ignore_label": p.ignore_label or 0,
+        "reduce_zero_label": p.reduce_zero_label,
+        **options,
+    }
+    _native.call(op, target.device, arguments, on_cuda)
+    return counts
+
+
 def _matrix(prediction, target, num_classes, ignore_label, reduce_zero_label, others, on_cuda: bool) -> Tensor:
     p = plan_matrix(prediction, target, num_classes, ignore_label, reduce_zero_label, others)
+    if not _native.use_reference(on_cuda):
+        size = num_classes + 1 if others else num_classes
+        return _count(p, MATRIX, (size, size), prediction, target, {"others": others}, on_cuda)
     return reference.confusion_matrix(
         p.images(prediction),
         p.images(target),
@@ -95,13 +148,16 @@ def _matrix(prediction, target, num_classes, ignore_label, reduce_zero_label, ot
 
 def _boundary(prediction, target, num_classes, ignore_label, reduce_zero_label, ratio, on_cuda: bool) -> Tensor:
     p = plan_boundary(prediction, target, num_classes, ignore_label, reduce_zero_label, ratio)
+    distance = boundary_distance(p.height, p.width, ratio)
+    if not _native.use_reference(on_cuda):
+        return _count(p, BOUNDARY, (3, num_classes), prediction, target, {"distance": distance}, on_cuda)
     return reference.boundary_counts(
         p.images(prediction),
         p.images(target),
         num_classes,
         ignore_label=ignore_label,
         reduce_zero_label=reduce_zero_label,
-        distance=boundary_distance(p.height, p.width, ratio),
+        distance=distance,
     )
 
 

@@ -1,6 +1,7 @@
 """The import hook of a patch: serves drop-ins, and looks into modules once they have been imported."""
 
 import contextlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class Finder(MetaPathFinder):
         if fullname in patch.modules:
             return self._served(fullname, patch.modules[fullname], "")
         if fullname.partition(".")[0] in getattr(_this_thread, "optional", ()):
-            return _others(fullname, path, target) or ModuleSpec(fullname, _Placeholders(), is_package=True)
+            return _optional(fullname, _others(fullname, path, target))
         groups = [group for group in patch.groups if group.matches(fullname)]
         if not groups and fullname not in self.packages:
             return None
@@ -76,7 +77,7 @@ class _Empty(Loader):
         self.patch = patch
 
     def exec_module(self, module: ModuleType) -> None:
-        self.patch.serve(module.__spec__.name, module, "")
+        self.patch.serve(module.__spec__.name, module)
 
 
 class _Inside(Loader):
@@ -101,10 +102,44 @@ class _Inside(Loader):
             if name not in self.finder.alone:
                 raise
             ours = import_module(self.finder.alone[name].stand_in)
-            patch.serve(name, ours, f"the original cannot be imported: {error}")
+            patch.serve(name, ours, f"the original cannot be imported: {error}", logging.WARNING)
             return
         for group in self.groups:
             patch.replace_inside(name, module, group)
+
+
+def _optional(fullname: str, spec: ModuleSpec | None) -> ModuleSpec:
+    """The spec of a package that may be missing or broken: faiss and cupy without their CUDA libraries."""
+    if spec is None:
+        return ModuleSpec(fullname, _Placeholders(), is_package=True)
+    if "." not in fullname and hasattr(spec.loader, "exec_module"):
+        spec.loader = _MayFail(spec.loader)
+    return spec
+
+
+class _MayFail(Loader):
+    """The loader of an optional package; a placeholder where the package raises."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__spec__.name
+        module.__spec__.loader = module.__loader__ = self.loader
+        try:
+            self.loader.exec_module(module)
+        except Exception:  # whatever a broken package raises
+            for part in [part for part in sys.modules if part.startswith(name + ".")]:
+                del sys.modules[part]
+            placeholder = _Placeholder(name)
+            placeholder.__spec__, placeholder.__path__ = module.__spec__, []
+            sys.modules[name] = placeholder  # what is there after this is what is imported
 
 
 class _Placeholders(Loader):
@@ -137,7 +172,8 @@ class _Absent:
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         package = self._name.partition(".")[0]
-        raise ImportError(f"{self._name} was called, but {package} is not installed; no drop-in stands for the caller")
+        missing = f"{package} is not installed or cannot be imported"
+        raise ImportError(f"{self._name} was called, but {missing}; no drop-in stands for the caller")
 
     def __repr__(self) -> str:
         return f"<{self._name}, not installed>"

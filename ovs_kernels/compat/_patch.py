@@ -15,7 +15,7 @@ from ._registry import DROP_INS, Attributes, LeaveAlone
 LOGGER = logging.getLogger("ovs_kernels.compat")
 OWN_PACKAGE = "ovs_kernels"
 
-# Guards `_in_place` and what a handle has recorded. Our own modules are imported before it is taken.
+# Guards `_in_place` and what a handle has recorded. Nothing is imported and no stranger's code runs while it is held.
 _lock = threading.RLock()
 _in_place: dict[str, "Patch"] = {}
 
@@ -71,12 +71,13 @@ def patch(*names: str) -> "Patch":
                 found = f"{name!r}, in place by {_in_place[name].call}"
                 wrong_value("patch", "names", "drop-ins that are not in place yet", found)
         handle = Patch(chosen)
-        try:
-            handle._install()
-        except BaseException:
-            handle._restore()
-            raise
         _in_place.update(dict.fromkeys(chosen, handle))
+        handle.active = True
+    try:
+        handle._install()
+    except BaseException:
+        handle.undo()
+        raise
     return handle
 
 
@@ -162,64 +163,35 @@ class Patch:
         lines = [f"<ovs_kernels.compat.{self.call}, {state}, {len(self.replaced)} replaced"]
         return "\n  ".join([*lines, *map(str, self.replaced), *map(str, self.left_alone)]) + ">"
 
-    # What follows runs under _lock.
-
     def _install(self) -> None:
-        self.active = True
+        with _lock:
+            self._substitute(self._replace_modules())
+            sys.meta_path.insert(0, self._finder)
+        # What is imported from here on is the finder's.
+        pairs = []
+        for module_name, module in _modules():
+            for group in self.groups:
+                if group.matches(module_name):
+                    pairs += self.attribute_pairs(module_name, module, group)
+        with _lock:
+            self._substitute(pairs)
+
+    # The next four run under _lock.
+
+    def _replace_modules(self) -> list[tuple[object, object, str]]:
+        """In sys.modules; returns (original, ours, our name) of modules, functions and classes."""
         substitutes: list[tuple[object, object, str]] = []
         roots = {name for name in self.modules if "." not in name}
         for name, by in sorted(self.modules.items()):
-            original, ours = sys.modules.get(name), import_module(by)
+            original, ours = sys.modules.get(name), sys.modules[by]
+            if original is ours:
+                continue
             if original is not None:
                 substitutes.append((original, ours, by))
                 substitutes += _public_pairs(original, ours)
             if original is not None or name.partition(".")[0] in roots:
                 self._change(sys.modules, name, ours, Replacement(name, by))
-        for module_name, module in _modules():
-            for group in self.groups:
-                if group.matches(module_name):
-                    substitutes += self.attribute_pairs(module_name, module, group)
-        self._substitute(substitutes)
-        sys.meta_path.insert(0, self._finder)
-
-    def _restore(self) -> None:
-        """In the reverse order; what is no longer what we put there is somebody else's."""
-        self.active = False
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        while self._changes:
-            namespace, key, before, now = self._changes.pop()
-            if namespace.get(key, _ABSENT) is not now:
-                continue
-            if before is _ABSENT:
-                del namespace[key]
-            else:
-                namespace[key] = before
-
-    def _change(self, namespace: dict, key: str, ours: object, replacement: Replacement | None) -> None:
-        self._changes.append((namespace, key, namespace.get(key, _ABSENT), ours))
-        namespace[key] = ours
-        if replacement is not None:
-            self.replaced.append(replacement)
-            LOGGER.log(logging.WARNING if replacement.note else logging.INFO, "%s", replacement)
-
-    def attribute_pairs(self, module_name: str, module: ModuleType, group: Attributes) -> list:
-        """(original, ours, our name) of those attributes of the module that can be replaced."""
-        pairs = []
-        for name in group.names:
-            original = vars(module).get(name)
-            ours = getattr(import_module(group.stand_in), name)
-            if original is None or original is ours or (isinstance(original, type) and issubclass(original, ours)):
-                continue
-            try:
-                ours = group.adapt(original, ours)
-            except LeaveAlone as reason:
-                refusal = Refusal(f"{module_name}.{name}", str(reason))
-                self.left_alone.append(refusal)
-                LOGGER.warning("%s", refusal)
-            else:
-                pairs.append((original, ours, f"{group.stand_in}.{name}"))
-        return pairs
+        return substitutes
 
     def _substitute(self, substitutes: list[tuple[object, object, str]]) -> None:
         """In the globals of all modules but the replaced ones, which stay whole."""
@@ -237,18 +209,59 @@ class Patch:
                 name = f"{subclass.__module__}.{subclass.__qualname__}"
                 self.left_alone.append(Refusal(name, f"a subclass of {original.__name__} made before"))
 
+    def _restore(self) -> None:
+        """In the reverse order; what is no longer what we put there is somebody else's."""
+        self.active = False
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        while self._changes:
+            namespace, key, before, now = self._changes.pop()
+            if namespace.get(key, _ABSENT) is not now:
+                continue
+            if before is _ABSENT:
+                del namespace[key]
+            else:
+                namespace[key] = before
+
+    def _change(
+        self, namespace: dict, key: str, ours: object, replacement: Replacement | None, level: int = logging.INFO
+    ) -> None:
+        self._changes.append((namespace, key, namespace.get(key, _ABSENT), ours))
+        namespace[key] = ours
+        if replacement is not None:
+            self.replaced.append(replacement)
+            LOGGER.log(level, "%s", replacement)
+
+    def attribute_pairs(self, module_name: str, module: ModuleType, group: Attributes) -> list:
+        """(original, ours, our name) of those attributes of the module that can be replaced."""
+        pairs = []
+        for name in group.names:
+            original = vars(module).get(name)
+            ours = getattr(import_module(group.stand_in), name)
+            if original is None or original is ours or _derives(original, ours):
+                continue
+            try:
+                ours = group.adapt(original, ours)
+            except LeaveAlone as reason:
+                refusal = Refusal(f"{module_name}.{name}", str(reason))
+                self.left_alone.append(refusal)
+                LOGGER.warning("%s", refusal)
+            else:
+                pairs.append((original, ours, f"{group.stand_in}.{name}"))
+        return pairs
+
     # For the finder.
 
     def replace_inside(self, name: str, module: ModuleType, group: Attributes) -> None:
         """Replaces attributes of a module that has just been imported."""
+        pairs = self.attribute_pairs(name, module, group) if self.active else []
         with _lock:
-            if self.active:
-                for original, ours, by in self.attribute_pairs(name, module, group):
-                    for key, value in list(vars(module).items()):
-                        if value is original:
-                            self._change(vars(module), key, ours, Replacement(f"{name}.{key}", by))
+            for original, ours, by in pairs if self.active else []:
+                for key, value in list(vars(module).items()):
+                    if value is original:
+                        self._change(vars(module), key, ours, Replacement(f"{name}.{key}", by))
 
-    def serve(self, name: str, ours: ModuleType, note: str) -> None:
+    def serve(self, name: str, ours: ModuleType, note: str = "", level: int = logging.INFO) -> None:
         """Puts `ours` under `name`, where a module is being imported."""
         with _lock:
             # The import system has put an empty module there: to restore is to remove it.
@@ -260,7 +273,7 @@ class Patch:
             if package is not None and not _is_own(package.__name__):
                 self._change(vars(package), child, ours, None)  # the import system does the same a moment later
             known = _is_own(ours.__name__)  # or an empty package
-            self._change(sys.modules, name, ours, Replacement(name, ours.__name__, note) if known else None)
+            self._change(sys.modules, name, ours, Replacement(name, ours.__name__, note) if known else None, level)
 
 
 def _is_own(name: str) -> bool:
@@ -280,6 +293,10 @@ def _public_pairs(original: ModuleType, ours: ModuleType) -> list[tuple[object, 
     """The functions and classes that both have."""
     names = [name for name in getattr(ours, "__all__", ()) if callable(vars(original).get(name))]
     return [(vars(original)[name], getattr(ours, name), f"{ours.__name__}.{name}") for name in names]
+
+
+def _derives(original: object, ours: object) -> bool:
+    return isinstance(original, type) and isinstance(ours, type) and issubclass(original, ours)
 
 
 def _subclasses(original: object) -> list[type]:

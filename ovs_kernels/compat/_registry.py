@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import import_module
 
+# What a call of somebody's code may raise and be left alone for.
+CALL_ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError)
+CALL_ERRORS += (TypeError, ValueError)
+
 
 class LeaveAlone(Exception):
     """Raised by `Attributes.adapt`: the original is not what the drop-in stands for; the text says why."""
@@ -26,7 +30,8 @@ class Attributes:
         names: of the attributes.
         adapt: gets the original and ours and returns what to put in its place, or raises `LeaveAlone`.
         optional: packages that the originals need only for what is replaced ("cupy"). While the modules are imported,
-            those that are not installed are represented by objects that raise ImportError when they are used.
+            those that are not installed, or raise when they are imported, are represented by objects that raise
+            ImportError when they are used.
     """
 
     modules: tuple[str, ...]
@@ -86,7 +91,7 @@ def adapt_pamr(original: type, ours: type) -> type:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             theirs = original(num_iter=2, dilations=[1, 3])(x, mask)
             difference = (theirs - ours(2, [1, 3])(x, mask)).abs().max().item()
-    except Exception as error:
+    except CALL_ERRORS as error:
         raise LeaveAlone(f"its results could not be compared ({type(error).__name__}: {error})") from error
     if not difference <= 1e-4:  # NaN either
         raise LeaveAlone(f"it computes something else: results differ by {difference:.2g}")
@@ -99,11 +104,56 @@ def adapt_pamr(original: type, ours: type) -> type:
     return type(ours.__name__, (ours,), {"__init__": init, "__module__": ours.__module__, "__doc__": ours.__doc__})
 
 
+def adapt_lposs(original: object, ours: Callable) -> Callable:
+    """Ours with the defaults of the original, see `_originals`."""
+    from ._originals import published_lposs
+
+    return published_lposs(original, ours)
+
+
+def adapt_featup(original: object, ours: type) -> type:
+    """Ours, if the original is the published module, see `_originals`."""
+    from ._originals import published_featup
+
+    return published_featup(original, ours)
+
+
 DROP_INS: dict[str, DropIn] = {
+    "featup": DropIn(
+        modules={"featup.adaptive_conv_cuda.adaptive_conv": "ovs_kernels.compat.featup"},
+        attributes=(
+            # FeatUp, and SegEarth-OV, which has a copy.
+            Attributes(
+                ("featup.upsamplers", "simfeatup_dev.upsamplers"),
+                "ovs_kernels.compat.featup",
+                ("JBULearnedRange", "JBUOne", "JBUStack"),
+                adapt_featup,
+            ),
+        ),
+    ),
+    "lposs": DropIn(
+        attributes=(
+            Attributes(
+                ("segmentation.evaluation.lposs_eval",),
+                "ovs_kernels.compat.lposs",
+                ("dfs_search", "get_lposs_laplacian", "get_lposs_plus_laplacian", "perform_lp"),
+                adapt_lposs,
+                optional=("cupy", "cupyx", "faiss", "kornia"),
+            ),
+        )
+    ),
     "pamr": DropIn(
         attributes=(
             # NACLIP, SCLIP: pamr; TCL: models.tcl.pamr; 1-stage-wseg: models.mods.pamr; CLIP-DINOiser: models.*.pamr.
             Attributes(("pamr", "*.pamr"), "ovs_kernels.compat.pamr", ("PAMR",), adapt_pamr),
         )
+    ),
+    "pydensecrf": DropIn(
+        modules={
+            "pydensecrf": "ovs_kernels.compat.pydensecrf",
+            "pydensecrf.densecrf": "ovs_kernels.compat.pydensecrf.densecrf",
+            "pydensecrf.eigen": "ovs_kernels.compat.pydensecrf.eigen",
+            "pydensecrf.utils": "ovs_kernels.compat.pydensecrf.utils",
+        }
     ),
 }

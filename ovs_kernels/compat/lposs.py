@@ -428,8 +428,12 @@ def perform_lp(L: Laplacian, preds: Tensor) -> Tensor:
         >>> perform_lp(L, torch.tensor([[1.0, 0.0], [1.0, 0.0]])).round(decimals=3).tolist()
         [[20.0, 0.0], [20.0, 0.0]]
     """
-    op = "perform_lp"
-    return _solve(op, L, "preds", as_tensor(op, "preds", preds), 1e-6, OFFICIAL_STEPS)
+    return propagate_all(L, preds, 1e-6, OFFICIAL_STEPS)
+
+
+def propagate_all(L: Laplacian, preds: Any, tol: float, maxiter: int | None) -> Tensor:
+    """`perform_lp` where `dfs_search` has other defaults, as an earlier version of the published code has."""
+    return _solve("perform_lp", L, "preds", as_tensor("perform_lp", "preds", preds), tol, maxiter)
 
 
 def _solve(op: str, laplacian: Any, name: str, scores: Tensor, tol: float, maxiter: int | None) -> Tensor:

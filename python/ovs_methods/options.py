@@ -211,7 +211,8 @@ class SegmentOptions:
     def pnp_constants(self) -> PnpPreset:
         """Constants of PnP-OVSS."""
         changed = {**self.pnp, "threshold": self.recipe.get("threshold")}
-        tuned = read_tuned(Path(self.tuned)) if self.tuned is not None else {}
+        model = self.backbone or MATCHER
+        tuned = read_tuned(Path(self.tuned), model, self.weights) if self.tuned is not None else {}
         changed = tuned | {name: value for name, value in changed.items() if value is not None}
         return choose_pnp_preset(self.pnp_variant or "paper", changed)
 

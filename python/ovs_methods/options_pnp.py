@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backbones import matcher_files
-from .backbones.matching import single_word
+from .backbones.matching import ImageTextMatcher, single_word
 from .errors import UserError
 from .outputs import file_identity
 from .vocabulary import parse_classes
@@ -80,21 +80,36 @@ def pnp_settings(options: "SegmentOptions") -> dict[str, Any]:
     }
 
 
-def read_tuned(path: Path) -> dict[str, Any]:
+def check_side(side: int, matcher: ImageTextMatcher) -> int:
+    """Raises UserError for a side that is not a whole number of patches; returns it."""
+    if side % matcher.patch:
+        raise UserError("--size", f"a multiple of {matcher.patch}, the patches of {matcher.name}", side)
+    return side
+
+
+def read_tuned(path: Path, model: str, weights: str | None = None) -> dict[str, Any]:
     """The best setting in a report of `ovs tune-pnp`: layer and head from 0, threshold and blur.
 
+    Args:
+        path: of the report.
+        model: that the setting is for, as `load_matcher` takes it.
+        weights: its folder.
+
     Raises:
-        UserError: it is none.
+        UserError: it is none, or one for another model.
     """
     wanted = "a report of ovs tune-pnp"
     if not path.is_file():
         raise UserError("--tuned", wanted, f"no file at {path}")
     try:
-        best = json.loads(path.read_text(encoding="utf-8"))["best"]
-        return {**{name: int(best[name]) for name in ("layer", "head")}, **_numbers(best)}
+        report = json.loads(path.read_text(encoding="utf-8"))
+        best, tuned, known = report["best"], report["settings"]["backbone"], report["settings"]["files"]
+        setting = {name: int(best[name]) for name in ("layer", "head")}
+        setting |= {name: float(best[name]) for name in ("threshold", "blur")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError("--tuned", wanted, f"{path} ('{str(error)[:80]}')") from None
 
-
-def _numbers(best: dict[str, Any]) -> dict[str, float]:
-    return {name: float(best[name]) for name in ("threshold", "blur")}
+    files = [file_identity(file) for file in matcher_files(model, weights)]
+    if known != files if known or files else tuned != model:
+        raise UserError("--tuned", f"a report for {model}", f"{path}, which is for {tuned}")
+    return setting

@@ -10,7 +10,6 @@ import torch
 from .backbones import load_matcher
 from .backbones.dinov2 import available_cpus
 from .backbones.matching import ImageTextMatcher
-from .errors import UserError
 from .images import read_photo, to_bytes
 from .methods.pnp_maps import postprocess
 from .methods.pnp_ovss import (
@@ -21,7 +20,7 @@ from .methods.pnp_ovss import (
     saliency_maps,
 )
 from .options import SegmentOptions
-from .options_pnp import BACKGROUND, is_uncovered, pnp_classes
+from .options_pnp import BACKGROUND, check_side, is_uncovered, pnp_classes
 from .outputs import Stopwatch
 from .pipeline import Seen, Segmenter
 from .vocabulary import Vocabulary
@@ -77,10 +76,3 @@ class PnpSegmenter(Segmenter):
             arguments = {name: getattr(self.constants, name) for name in names}
             photo = to_bytes(seen.photo, (seen.photo.height, seen.photo.width))
             return seen, postprocess(maps.cpu(), photo, background=self.uncovered, **arguments).numpy()
-
-
-def check_side(side: int, matcher: ImageTextMatcher) -> int:
-    """Raises UserError for a side that is not a whole number of patches; returns it."""
-    if side % matcher.patch:
-        raise UserError("--size", f"a multiple of {matcher.patch}, the patches of {matcher.name}", side)
-    return side

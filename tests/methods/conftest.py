@@ -196,7 +196,7 @@ def _wordpieces(folder: Path) -> None:
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture", "of", "cat", "wall", "sofa", "table", "cup", "sp"]
-    words += [*letters, *(f"##{letter}" for letter in letters), "##oon", "##plant", "pot", "##ted"]
+    words += [*letters, *(f"##{letter}" for letter in letters), "##oon", "##plant", "pot", "##ted", "'"]
     made = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
