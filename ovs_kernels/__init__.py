@@ -13,6 +13,7 @@ from .attention import AttentionInfo, attention_mean
 from .crf import dense_crf, permutohedral_filter
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
+from .metrics import boundary_iou, confusion_matrix
 from .pamr import pamr
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
@@ -38,6 +39,8 @@ __all__ = [
     "adaptive_conv",
     "affinity_pool",
     "attention_mean",
+    "boundary_iou",
+    "confusion_matrix",
     "dense_crf",
     "doubly_stochastic",
     "fuse_experts",
