@@ -1,5 +1,6 @@
 """`python -m ovs_kernels.compat`: somebody's script in a process of its own, as `python` would run it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -89,6 +90,38 @@ def test_a_module_runs_unchanged(tmp_path, inputs):
     assert result.stdout == f"['-x'] {tmp_path} {tmp_path / 'work' / 'segment.py'} False\n"
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), inputs, atol=1e-5)
     assert "pydensecrf -> ovs_kernels.compat.pydensecrf" in result.stderr
+
+
+POOL = """
+import multiprocessing, sys
+import numpy as np
+import torch
+import segment
+
+def work(seed):
+    found = np.load("inputs.npz")
+    image, probabilities = (np.tile(found["image"], (40, 30, 1)), np.tile(found["probabilities"], (1, 40, 30)))
+    return segment.refine(image, probabilities).sum().item(), torch.get_num_threads()
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    torch.rand(1000, 1000).softmax(0)  # the threads that the children do not have
+    own = work(0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(work, range(4)).get(120)
+    print(own[0], {total for total, _ in found}, {count for _, count in found})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_forked_processes_have_one_thread(tmp_path, inputs):
+    """As people call pydensecrf; with more threads than one, the children would wait for those of the parent."""
+    (tmp_path / "segment.py").write_text(SEGMENT)
+    (tmp_path / "pool.py").write_text(POOL)
+    result = run("pool.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    total = result.stdout.split()[0]
+    assert result.stdout == f"{total} {{{total}}} {{2}}\n"
 
 
 def test_patch_in_a_process(tmp_path, inputs):

@@ -24,6 +24,7 @@ from ...crf import dense_crf
 from ...reference.crf import LARGEST_ENERGY, largest_position, lattice_positions, lattice_reach
 from . import eigen
 from ._arguments import array, choice, compatibility, extent, integer, scales
+from ._fork import one_thread_after_fork
 from .eigen import MatrixXf
 
 
@@ -164,6 +165,7 @@ class DenseCRF:
 
     # Pairwise terms
 
+    @one_thread_after_fork
     def addPairwiseEnergy(
         self,
         features: np.ndarray,
@@ -201,15 +203,18 @@ class DenseCRF:
 
     # Inference
 
+    @one_thread_after_fork
     def inference(self, niter: int) -> MatrixXf:
         """Marginals after `niter` steps of mean field, [nlabels, nvar]."""
         return _matrix(self._inference(max(integer("inference", "niter", niter), 0)))
 
+    @one_thread_after_fork
     def startInference(self) -> tuple[MatrixXf, MatrixXf, MatrixXf]:
         """Q for `stepInference`, the softmax of minus the energies (zeros without energies), and two empty matrices."""
         start = torch.zeros(self._num_labels, self._num_points) if self._energies is None else self._inference(0)
         return _matrix(start), MatrixXf(), MatrixXf()
 
+    @one_thread_after_fork
     def stepInference(self, Q: MatrixXf, tmp1: MatrixXf, tmp2: MatrixXf) -> None:
         """One step of mean field, in the memory of Q; the others are left alone."""
         for name, value in (("Q", Q), ("tmp1", tmp1), ("tmp2", tmp2)):
@@ -217,6 +222,7 @@ class DenseCRF:
         for q, exponents in self._chunks(self._rows("stepInference", Q)):
             q.copy_(exponents.softmax(1))
 
+    @one_thread_after_fork
     def klDivergence(self, Q: MatrixXf) -> float:
         """The sum of Q (log(max(Q, 1e-20)) + E - what the terms add to the exponents), over labels and variables.
 
@@ -312,6 +318,7 @@ class DenseCRF2D(DenseCRF):
         width, height = extent("DenseCRF2D", "w", w), extent("DenseCRF2D", "h", h)
         self._set_up(height, width, extent("DenseCRF2D", "nlabels", nlabels))
 
+    @one_thread_after_fork
     def addPairwiseGaussian(
         self,
         sxy: float | tuple[float, float],
@@ -323,6 +330,7 @@ class DenseCRF2D(DenseCRF):
         op = "addPairwiseGaussian"
         self._add_grid(op, _Term("gaussian", scales(op, "sxy", sxy, 2), compat, normalization), kernel)
 
+    @one_thread_after_fork
     def addPairwiseBilateral(
         self,
         sxy: float | tuple[float, float],
