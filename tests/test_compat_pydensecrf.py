@@ -317,6 +317,16 @@ def test_values_that_are_refused(call, expected):
 
 def test_kinds_that_are_refused():
     made = cases.crf(densecrf)
+    with pytest.raises(ValueError, match=r"^inference: niter: expected an integer, got nan \(cannot convert float NaN"):
+        made.inference(float("nan"))
+    with pytest.raises(OverflowError, match="^inference: niter: expected an integer, got inf"):
+        made.inference(float("inf"))
+    with pytest.raises(ValueError, match=r"got float64; u.astype\('float32'\) has it \(Buffer dtype mismatch, exp"):
+        made.setUnaryEnergy(cases.energies().astype(float))
+    with pytest.raises(
+        ValueError, match=r"got object; .* \(Buffer dtype mismatch, expected 'float' but got 'object'\)$"
+    ):
+        made.setUnaryEnergy(cases.energies().astype(object))
     with pytest.raises(TypeError, match="setUnary: u: expected a Unary, got None"):
         made.setUnary(None)
     with pytest.raises(TypeError, match="klDivergence: Q: expected a MatrixXf, got None"):
