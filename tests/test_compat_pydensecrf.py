@@ -319,7 +319,7 @@ def test_kinds_that_are_refused():
     made = cases.crf(densecrf)
     with pytest.raises(ValueError, match=r"^inference: niter: expected an integer, got nan \(cannot convert float NaN"):
         made.inference(float("nan"))
-    with pytest.raises(OverflowError, match="^inference: niter: expected an integer, got inf"):
+    with pytest.raises(OverflowError, match=r"^inference: niter: expected an integer, got inf"):
         made.inference(float("inf"))
     with pytest.raises(ValueError, match=r"got float64; u.astype\('float32'\) has it \(Buffer dtype mismatch, exp"):
         made.setUnaryEnergy(cases.energies().astype(float))
