@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from ._registry import Attributes
+from ._registry import CALL_ERRORS, Attributes
 
 if TYPE_CHECKING:
     from ._patch import Patch
@@ -134,7 +134,7 @@ class _MayFail(Loader):
         module.__spec__.loader = module.__loader__ = self.loader
         try:
             self.loader.exec_module(module)
-        except Exception:  # whatever a broken package raises
+        except (*CALL_ERRORS, OSError):  # of a broken package, or of libraries that it does not find
             for part in [part for part in sys.modules if part.startswith(name + ".")]:
                 del sys.modules[part]
             placeholder = _Placeholder(name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from ._registry import LeaveAlone
+from ._registry import CALL_ERRORS, LeaveAlone
 
 # The names that the published functions of LPOSS use, helpers included: code that uses others computes something else.
 LPOSS_NAMES = {
@@ -105,7 +105,7 @@ def published_featup(original: object, ours: type[nn.Module]) -> type[nn.Module]
             theirs, mine = original(*settings).eval(), ours(*settings).eval()
             mine.load_state_dict(theirs.state_dict())
             difference = (theirs(source, guidance) - mine(source, guidance)).abs().max().item()
-    except Exception as error:
+    except CALL_ERRORS as error:
         reason = " ".join(str(error).split())
         raise LeaveAlone(f"its results could not be compared ({type(error).__name__}: {reason})") from error
     if not difference <= 1e-4:  # NaN either
