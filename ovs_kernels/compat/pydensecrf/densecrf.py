@@ -130,7 +130,9 @@ class DenseCRF:
         self._height, self._width, self._num_labels = height, width, num_labels
         self._energies: Tensor | None = None  # [C, N] float32
         self._terms: list[_Term] = []
-        self._filters: dict[_Term, LatticeFilter] = {}  # of terms that were needed outside of `inference`
+        # What was needed outside of `inference` and is kept: lattices, and -E as rows.
+        self._filters: dict[_Term, LatticeFilter] = {}
+        self._negative_rows: Tensor | None = None  # [N, C] float32, finite
 
     @property
     def _num_points(self) -> int:
@@ -157,6 +159,7 @@ class DenseCRF:
             wrong_value(op, "u", expected, f"{shape_text(energies.shape)} ({words})")
 
     def _set_energies(self, op: str, energies: np.ndarray | None) -> None:
+        self._negative_rows = None
         if energies is None:
             self._energies = None
             return
@@ -282,19 +285,15 @@ class DenseCRF:
     def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts of the marginals [N, C], which may be written to, and of -E + what the terms make of all of them."""
         filtered = [self._filter(term)(rows) for term in self._terms] if rows.numel() > 0 else []
+        if self._negative_rows is None and self._energies is not None:
+            finite = self._energies.nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
+            self._negative_rows = -finite.clamp_(-LARGEST_ENERGY, LARGEST_ENERGY).t().contiguous()
         for begin in range(0, len(rows), CHUNK):
             part = slice(begin, begin + CHUNK)
-            exponents = -self._energy_rows(part)
+            exponents = torch.zeros(()) if self._negative_rows is None else self._negative_rows[part]
             for term, values in zip(self._terms, filtered, strict=False):
-                exponents = exponents + _weighted(term.compat, values[part])
-            yield rows[part], exponents
-
-    def _energy_rows(self, part: slice) -> Tensor:
-        """Of E as [N, C]; zeros without energies."""
-        if self._energies is None:
-            return torch.zeros(len(range(*part.indices(self._num_points))), self._num_labels)
-        finite = self._energies[:, part].nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
-        return finite.clamp(-LARGEST_ENERGY, LARGEST_ENERGY).t()
+                exponents = _plus_message(exponents, term.compat, values[part])
+            yield rows[part], exponents.expand_as(rows[part])
 
     def _filter(self, term: _Term) -> LatticeFilter:
         """Made once; pydensecrf does that when a term is added."""
@@ -375,12 +374,14 @@ def _first_of(terms: list[_Term], kind: str) -> _Term | None:
     return next((term for term in terms if term.kind == kind), None)
 
 
-def _weighted(compat: float | np.ndarray, rows: Tensor) -> Tensor:
-    """What a compatibility makes of filtered marginals [N, C]: a number attracts, tables are penalties."""
+def _plus_message(exponents: Tensor, compat: float | np.ndarray, rows: Tensor) -> Tensor:
+    """Exponents plus what a compatibility makes of filtered marginals [N, C]: numbers attract, tables are penalties."""
     if isinstance(compat, float):
-        return compat * rows
+        return torch.add(exponents, rows, alpha=compat)
     table = torch.from_numpy(compat)
-    return -rows * table if table.dim() == 1 else -(rows @ ((table + table.t()) / 2))
+    if table.dim() == 1:
+        return exponents - rows * table
+    return exponents - rows @ ((table + table.t()) / 2)
 
 
 def _matrix(q: Tensor) -> MatrixXf:
