@@ -129,8 +129,7 @@ def test_patch_in_a_process(tmp_path, inputs):
     (tmp_path / "segment.py").write_text(SEGMENT)
     program = (
         "import numpy as np, ovs_kernels\n"
-        "from ovs_kernels import compat\n"
-        "with compat.patch('pydensecrf') as handle:\n"
+        "with ovs_kernels.compat.patch('pydensecrf') as handle:\n"
         "    import segment, pydensecrf\n"
         "found = np.load('inputs.npz')\n"
         "np.save('out.npy', segment.refine(found['image'], found['probabilities']))\n"
