@@ -213,12 +213,22 @@ def test_attributes_and_keywords_as_published():
     assert torch.equal(large, torch.nn.functional.interpolate(source, (8, 8), mode="bilinear"))
 
 
-def test_half_precision_features():
-    ours, theirs = step(3, 5, 2, torch.float32)
-    source, guidance = maps(1, 4, (4, 5), (8, 10))
-    found = ours(source.bfloat16(), guidance.float())
-    assert found.dtype == torch.bfloat16
-    assert_close_rel(found, theirs(source.bfloat16().double(), guidance), 3e-2)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, autocast):
+    """Modules and maps in half precision, as SegEarth-OV has them, and modules in float32 with half features."""
+    ours, theirs = step(3, 5, 2, dtype)
+    source, guidance = (part.to(dtype) for part in maps(1, 4, (4, 5), (8, 10)))
+    expected = theirs(source.double(), guidance.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = ours(source, guidance)
+        assert found.dtype == dtype
+        assert_close_rel(found, expected, 3e-2)
+        found = ours.float()(source, guidance.float())
+        assert found.dtype == dtype
+        assert_close_rel(found, expected, 3e-2)
+    found.sum().backward()
+    assert ours.sigma_spatial.grad.isfinite()
 
 
 def test_layouts():
