@@ -11,9 +11,9 @@ from scipy.sparse.linalg import cg
 from ovs_kernels.compat.lposs import dfs_search, get_lposs_laplacian, get_lposs_plus_laplacian, perform_lp
 from ovs_kernels.testing import assert_close_rel, synthetic_scene
 
-# Ten float32 steps against float64 ones, as a share of the largest score. Seen: 7e-6.
+# Ten float32 steps against float64 ones, as a share of the largest score. Seen: 8e-6.
 SINGLE = 3e-5
-DOUBLE = 1e-11
+DOUBLE = 1e-12  # seen: 2e-14
 
 
 # The published procedure
