@@ -68,7 +68,7 @@ def eroded_class_by_class(prediction, target, num_classes, ignore_label=255, red
     Labels [H, W] or [B, H, W], signed integers of any size.
     """
     counts = np.zeros((3, num_classes), np.int64)
-    prediction, target = np.array(prediction, np.int64), np.array(target, np.int64)
+    prediction, target = (np.asarray(labels).astype(np.int64) for labels in (prediction, target))
     nothing = -(10**6)  # in no test a label
     ignored = target == ignore_label
     if reduce_zero_label:

@@ -160,6 +160,7 @@ def test_the_table_shows_what_the_document_says(quick_run):
         "crf",
         "graph",
         "markov",
+        "metrics",
         "pamr",
         "propagate",
         "templates",

@@ -82,7 +82,7 @@ def test_a_script_runs_unchanged(tmp_path, inputs):
 
 def test_a_module_runs_unchanged(tmp_path, inputs):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "__init__.py").touch()
+    (tmp_path / "work" / "__init__.py").write_text("import pydensecrf.utils\n")
     (tmp_path / "work" / "segment.py").write_text(SEGMENT)
     result = run("-m", "work.segment", "inputs.npz", "out.npy", "-x", cwd=tmp_path)
     assert result.returncode == 3, result.stderr
@@ -125,6 +125,33 @@ def test_tracebacks_and_what_stays_until_the_end(tmp_path):
     assert "".join(kept) == plain.stderr
 
 
+def test_a_folder_runs_as_python_runs_it(tmp_path):
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__main__.py").write_text("import sys, side\nprint(sys.argv, sys.path[0], side.__file__)\n")
+    (tmp_path / "tool" / "side.py").touch()
+    (tmp_path / "side.py").write_text("raise AssertionError\n")
+    plain, ours = (run("tool", "a", cwd=tmp_path, module=module) for module in (None, "ovs_kernels.compat"))
+    assert plain.stdout
+    assert (ours.returncode, ours.stdout) == (0, plain.stdout)
+
+
+def test_modules_that_are_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "__init__.py").write_text("import nowhere\n")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere'"):
+        command._run_module("broken_package.tool")
+    for name in ("nowhere", "nowhere.at_all", "json.nowhere"):
+        with pytest.raises(SystemExit) as raised:
+            command._run_module(name)
+        assert raised.value.code == 1
+        assert capsys.readouterr().err == f"compat: -m: expected a module that can be imported, got {name}\n"
+    with pytest.raises(SystemExit) as raised:
+        command._run_folder(str(tmp_path))
+    assert raised.value.code == 1
+    assert "expected a file, or a folder or archive with __main__.py, got" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupt_ends_it_as_python_is_ended(tmp_path):
     lines = (
@@ -140,7 +167,6 @@ def test_an_interrupt_ends_it_as_python_is_ended(tmp_path):
     ("arguments", "code", "message"),
     [
         (["nowhere.py"], 2, "compat: script: expected a file that can be read, got nowhere.py (No such file or direc"),
-        (["-m", "nowhere.at_all"], 1, "compat: -m: expected a module that can be imported, got nowhere.at_all"),
         (["--only", "cython,pamr", "script.py"], 2, "compat: --only: expected "),
         (["--only=pamr,pamr", "script.py"], 2, "compat: --only: expected each drop-in once, got 'pamr' twice"),
         ([], 2, "the following arguments are required: SCRIPT"),

@@ -139,6 +139,21 @@ def test_against_the_mathematics():
         made.stepInference(q, one, two)
 
 
+def test_lattices_are_built_once(monkeypatch):
+    built = []
+    kind = densecrf.LatticeFilter
+    monkeypatch.setattr(densecrf, "LatticeFilter", lambda *args: built.append(args) or kind(*args))
+    made = literal_crf()
+    q, one, two = made.startInference()
+    for _ in range(3):
+        made.stepInference(q, one, two)
+        made.klDivergence(q)
+    assert len(built) == 2
+    made.addPairwiseGaussian(4, 1)  # another one
+    made.stepInference(q, one, two)
+    assert len(built) == 3
+
+
 def test_divergence_of_any_marginals():
     terms, made = literal_terms(), literal_crf()
     q = softmax(np.random.default_rng(0).normal(size=(N, C)) * 20)  # some are far below 1e-20
@@ -152,7 +167,7 @@ def test_divergence_of_any_marginals():
 def test_inference_is_one_call(monkeypatch):
     calls = []
     monkeypatch.setattr(densecrf, "dense_crf", lambda *args, **kwargs: calls.append(1) or torch.zeros(C, H, W))
-    monkeypatch.setattr(densecrf, "permutohedral_filter", None)
+    monkeypatch.setattr(densecrf, "LatticeFilter", None)
     for case in ("symmetric", "many terms", "without grid"):
         if case != "without grid":
             cases.results(case, densecrf, utils)

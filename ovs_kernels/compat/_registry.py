@@ -144,7 +144,7 @@ DROP_INS: dict[str, DropIn] = {
     ),
     "pamr": DropIn(
         attributes=(
-            # NACLIP, SCLIP: pamr; TCL: models.tcl.pamr; 1-stage-wseg: models.mods.pamr; CLIP-DINOiser: models.*.pamr.
+            # NACLIP, SCLIP: pamr; TCL: models.tcl.pamr; FreeDA: models.freeda.pamr; 1-stage-wseg: models.mods.pamr
             Attributes(("pamr", "*.pamr"), "ovs_kernels.compat.pamr", ("PAMR",), adapt_pamr),
         )
     ),

@@ -1,5 +1,6 @@
 """mIoU, accuracy and Boundary IoU from exact counts that add up over images, runs and machines."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -176,11 +177,10 @@ class SegmentationMetrics:
         for name, value in mine.items():
             if value != theirs[name]:
                 raise UserError("metrics", f"the same {name} in both", f"{value} and {theirs[name]}")
-        made = self.from_json(self.to_json())
-        made.images += other.images
-        made.confusion += other.confusion
-        if made.boundary is not None:
-            made.boundary += other.boundary
+        made = copy.copy(self)
+        made.images = self.images + other.images
+        made.confusion = self.confusion + other.confusion
+        made.boundary = None if self.boundary is None else self.boundary + other.boundary
         return made
 
     def to_json(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class SegmentOptions:
         attention_layer: the blocks whose self-attention it is, as `load_attention` reads them; None is its usual one.
         layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
+        panels: folder of panels, None for none.
         overwrite: redo what is there already.
         loaded_ranking: what is in `experts`; set by `resolved`.
     """
@@ -125,6 +126,7 @@ class SegmentOptions:
     attention_layer: str | None = None
     layer: int = DEFAULT_LAYER
     threads: int | None = None
+    panels: Path | None = None
     overwrite: bool = False
     loaded_ranking: "Ranking | None" = None
 
@@ -380,7 +382,10 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
     for argument in options.images:
         if Path(argument).is_dir() and Path(argument).resolve() == options.out.resolve():
             raise UserError("--out", "another folder than that of the images", options.out)
-    outputs = {path: OutputPaths.of(options.out, stem) for path, stem in output_stems(images).items()}
+    if options.panels is not None:
+        check_out_folder(options.panels)
+    stems = output_stems(images)
+    outputs = {path: OutputPaths.of(options.out, stem, panels=options.panels) for path, stem in stems.items()}
     inputs = images + [path for exemplar in options.exemplars for path in (exemplar.image, exemplar.mask)]
     _check_inputs_survive(list(outputs.values()), [*inputs, *([reference] if reference else [])])
     return images, reference, outputs

@@ -184,7 +184,11 @@ class _Sheet:
         return text
 
     def names(self, corner: tuple[int, int], regions: Sequence[tuple[int, int, int]], names: Sequence[str]) -> None:
-        """Writes classes' names on their regions, black with a white rim, inside of the picture."""
+        """Writes classes' names on their regions, black with a white rim, inside of the picture.
+
+        The larger class first; a name that would cover another is left to the legend.
+        """
+        taken: list[tuple[float, float, float]] = []
         for index, x, y in regions:
             text = names[index]
             half = self.small.getlength(text) / 2 + 3
@@ -192,6 +196,9 @@ class _Sheet:
                 continue
             x = min(max(x, half), self.size[1] - half)
             y = min(max(y, self.text * 0.7), self.size[0] - self.text * 0.7)
+            if any(abs(y - other) < 1.1 * self.text and abs(x - middle) < half + wide for middle, other, wide in taken):
+                continue
+            taken.append((x, y, half))
             place = (corner[0] + x, corner[1] + y)
             rim = {"stroke_width": 3, "stroke_fill": "white"}
             self.pen.text(place, text, fill=_INK, font=self.small, anchor="mm", **rim)

@@ -73,8 +73,10 @@ def published_mask(gradcam, side, threshold, blur):
     return (large - large.min()) / (large.max() - large.min()) >= threshold
 
 
-def test_rewards_are_those_of_the_published_rule(options, photos, blip_folder, clip_folder):
-    report = tune(options())
+@pytest.mark.parametrize("words", [None, ["spoon", "sofa", "couch", "wall", "cup", "cat"]])
+def test_rewards_are_those_of_the_published_rule(options, photos, blip_folder, clip_folder, words):
+    """The prompt of each photo holds its own classes, or all of them, of which one has two names."""
+    report = tune(options(classes=None if words is None else "spoon, sofa; couch, wall, cup, cat"))
     assert (report["photos"], report["classes"], report["single_class"]) == (3, 7, ["c.png"])
     matcher, clip = load_matcher(str(blip_folder)), load_backbone(f"local-dir:{clip_folder}")._clip
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -88,8 +90,12 @@ def test_rewards_are_those_of_the_published_rule(options, photos, blip_folder, c
                 continue
             photo = read_photo(photos / name)
             if name not in seen:
-                prompt = matcher.tokenize("A picture of", classes)
-                seen[name] = all_maps(matcher, matcher.pixels(photo, 64), prompt).double().numpy()
+                prompt = matcher.tokenize("A picture of", words or classes)
+                maps = all_maps(matcher, matcher.pixels(photo, 64), prompt).unbind(2)
+                maps = dict(zip(words or classes, maps, strict=True))
+                if words:
+                    maps["sofa"] = torch.maximum(maps["sofa"], maps["couch"])
+                seen[name] = torch.stack([maps[each] for each in classes], 2).double().numpy()
             image = (to_tensor(photo, (64, 64)) - mean) / std
             with torch.no_grad():
                 texts = F.normalize(clip.encode_text(tokenize([f"a photo of a {word}." for word in classes])), dim=-1)
@@ -103,7 +109,7 @@ def test_rewards_are_those_of_the_published_rule(options, photos, blip_folder, c
                     close += abs(after - before) < 1e-4
         assert abs(line["reward"] - total) <= close
     rewards = [line["reward"] for line in report["history"]]
-    assert len(set(rewards)) > 2
+    assert len(set(rewards)) > 1
     stages = [line["stage"] for line in report["history"]]
     assert stages == ["search 1"] * 4 + ["search 2"] * 4 + ["blur"] * 2
 

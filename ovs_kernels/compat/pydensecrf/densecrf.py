@@ -1,7 +1,7 @@
 """`DenseCRF` and `DenseCRF2D` on `ovs_kernels.dense_crf`, and the constants, under pydensecrf's names.
 
-`inference` is one call of `dense_crf`. What `startInference` and `stepInference` do by hand, and `klDivergence`, is one
-`permutohedral_filter` per term. Computed on the CPU, with `torch.get_num_threads()` threads.
+`inference` is one call of `dense_crf`. `stepInference` and `klDivergence` filter by one lattice per term, built when it
+is first needed and kept. Computed on the CPU, with `torch.get_num_threads()` threads.
 
 What differs from pydensecrf: wrong sizes, standard deviations of zero, labels and compatibilities that do not fit raise
 ValueError where it crashes or reads memory that is not its own; so do features beyond the lattice's 16-bit coordinates,
@@ -9,6 +9,7 @@ more than 16 features, and NaN in features. An energy that is NaN or infinite co
 would spread over the image. Classes can be derived from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from ..._checks import kind_text, shape_text, wrong_type, wrong_value
 from ..._ops.crf import MAX_FEATURES
-from ...crf import dense_crf, permutohedral_filter
+from ..._ops.crf_filter import LatticeFilter
+from ...crf import dense_crf
 from ...reference.crf import LARGEST_ENERGY, largest_position, lattice_positions, lattice_reach
 from . import eigen
 from ._arguments import array, choice, compatibility, extent, integer, scales
@@ -44,6 +46,8 @@ class KernelType(IntEnum):
 
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+# Variables at a time where arrays of all of them would leave the cache.
+CHUNK = 16384
 OUR_NAMES = dict(zip(NormalizationType, ("none", "before", "after", "symmetric"), strict=True))
 
 __all__ = [
@@ -125,6 +129,7 @@ class DenseCRF:
         self._height, self._width, self._num_labels = height, width, num_labels
         self._energies: Tensor | None = None  # [C, N] float32
         self._terms: list[_Term] = []
+        self._filters: dict[_Term, LatticeFilter] = {}  # of terms that were needed outside of `inference`
 
     @property
     def _num_points(self) -> int:
@@ -209,24 +214,20 @@ class DenseCRF:
         """One step of mean field, in the memory of Q; the others are left alone."""
         for name, value in (("Q", Q), ("tmp1", tmp1), ("tmp2", tmp2)):
             _expect_matrix("stepInference", name, value)
-        q = self._rows("stepInference", Q)
-        if q.numel() > 0:
-            q.copy_((sum(self._messages(q)) - self._energy_rows()).softmax(1))
+        for q, exponents in self._chunks(self._rows("stepInference", Q)):
+            q.copy_(exponents.softmax(1))
 
     def klDivergence(self, Q: MatrixXf) -> float:
-        """The sum of Q log(max(Q, 1e-20)) + E Q - Q (what the terms add to the exponents), over labels and variables.
+        """The sum of Q (log(max(Q, 1e-20)) + E - what the terms add to the exponents), over labels and variables.
 
         Each pair counts twice, a pixel is a neighbour of itself, and the logarithm of the partition function is left
-        out, all as in pydensecrf. Summed in float64.
+        out, all as in pydensecrf. Sums are taken in float64.
         """
         _expect_matrix("klDivergence", "Q", Q)
-        q = self._rows("klDivergence", Q)
-        total = (q.double() * q.double().clamp(min=1e-20).log()).sum()
-        if self._energies is not None:
-            total += (q.double() * self._energy_rows()).sum()
-        for message in self._messages(q):
-            total -= (q.double() * message).sum()
-        return total.item()
+        total = 0.0
+        for q, exponents in self._chunks(self._rows("klDivergence", Q)):
+            total += (q * (q.clamp(min=1e-20).log() - exponents)).sum(dtype=torch.float64).item()
+        return total
 
     def _inference(self, iterations: int) -> Tensor:
         """[C, N]."""
@@ -258,30 +259,43 @@ class DenseCRF:
 
     def _inference_by_steps(self, energies: Tensor, iterations: int) -> Tensor:
         """For terms that are normalised in different ways."""
-        rows = self._energy_rows()
-        q = (-rows).softmax(1) if self._energies is not None else energies.flatten(1).t().softmax(1)
+        start = dense_crf(
+            torch.zeros(3, *energies.shape[1:], dtype=torch.uint8),
+            energies,
+            iterations=0,
+            gaussian_compat=None,
+            bilateral_compat=None,
+            energies=True,
+        )
+        rows = start.flatten(1).t().contiguous()
         for _ in range(iterations):
-            q = (sum(self._messages(q)) - rows).softmax(1)
-        return q.t()
+            for q, exponents in self._chunks(rows):
+                q.copy_(exponents.softmax(1))
+        return rows.t()
 
-    def _energy_rows(self) -> Tensor:
-        """[N, C], or 0."""
+    def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of the marginals [N, C], which may be written to, and of -E + what the terms make of all of them."""
+        filtered = [self._filter(term)(rows) for term in self._terms] if rows.numel() > 0 else []
+        for begin in range(0, len(rows), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            exponents = -self._energy_rows(part)
+            for term, values in zip(self._terms, filtered, strict=False):
+                exponents = exponents + _weighted(term.compat, values[part])
+            yield rows[part], exponents
+
+    def _energy_rows(self, part: slice) -> Tensor:
+        """Of E as [N, C]; zeros without energies."""
         if self._energies is None:
-            return torch.zeros(())
-        finite = self._energies.nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
+            return torch.zeros(len(range(*part.indices(self._num_points))), self._num_labels)
+        finite = self._energies[:, part].nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
         return finite.clamp(-LARGEST_ENERGY, LARGEST_ENERGY).t()
 
-    def _messages(self, q: Tensor) -> list[Tensor]:
-        """What each term adds to the exponents, [N, C]; q [N, C]."""
-        if not self._terms:
-            return [torch.zeros(())]
-        filtered = (
-            permutohedral_filter(
-                term.features(self._height, self._width).t().contiguous(), q, normalization=term.normalization
-            )
-            for term in self._terms
-        )
-        return [_weighted(term.compat, rows) for term, rows in zip(self._terms, filtered, strict=True)]
+    def _filter(self, term: _Term) -> LatticeFilter:
+        """Made once; pydensecrf does that when a term is added."""
+        if term not in self._filters:
+            rows = term.features(self._height, self._width).t()
+            self._filters[term] = LatticeFilter(rows, term.normalization)
+        return self._filters[term]
 
     def _rows(self, op: str, matrix: MatrixXf) -> Tensor:
         """[N, C], sharing the memory."""

@@ -164,6 +164,7 @@ class HookedMatcher(ImageTextMatcher):
     Nothing but the output of the query, key and value modules and the input of the output module is touched, so it does
     not matter how the model computes its attention. The gradient goes back from the match to the context of the lowest
     layer that is wanted, and no further: below it nothing requires a gradient, and neither do weights or the image.
+    The hooks are on the model while it runs, so one thread at a time may use it.
     """
 
     _mean, _std = CLIP_MEAN, CLIP_STD

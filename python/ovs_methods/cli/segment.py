@@ -270,6 +270,9 @@ def add(commands: Any) -> None:
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
+    segment.add_argument(
+        "--save-panels", type=Path, metavar="DIR", help="also a picture of each photo beside its labels, with names"
+    )
     add_method_options(segment)
 
 
@@ -330,6 +333,7 @@ def run(arguments: argparse.Namespace) -> int:
         templates=arguments.templates,
         method=arguments.method,
         **method_options(arguments),
+        panels=arguments.save_panels,
         overwrite=arguments.overwrite,
     )
     progress = Progress(arguments.quiet)
