@@ -60,7 +60,7 @@ class SegmentOptions:
         pnp: fields of `PnpPreset` given one by one, and `crf_iterations`.
         pnp_variant: key of PNP_PRESETS.
         tuned: report of `ovs tune-pnp`, whose best setting replaces what `pnp` and `recipe` leave open.
-        recipe: scale and threshold of floss and the methods in RECIPES, where the user gave them.
+        recipe: scale, threshold and pamr of floss and the methods in RECIPES, where the user gave them.
         base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
         experts: file of the ranking, for floss.
         top: templates that are experts for a class, at most; None is 4, for floss.
@@ -285,7 +285,7 @@ def _check_used(options: SegmentOptions) -> None:
             option = _PNP_OPTIONS.get(name, name.replace("_", "-"))
             raise UserError(f"--{option}", "--method pnp-ovss with it", f"--method {method}")
     heads = [name for name, recipe in RECIPES.items() if recipe.head == "naclip"]
-    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv", PNP]}
+    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv", PNP], "pamr": heads}
     for name, methods in users.items():
         given = [values.get(name) for values in (options.recipe, options.dslo)]
         if any(value is not None for value in given) and method not in methods:

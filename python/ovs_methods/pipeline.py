@@ -14,7 +14,16 @@ from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
 from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, PNP, best_of_groups, expert_embeddings, floss, softmax_argmax, upsample_argmax
+from .methods import (
+    METHODS,
+    PNP,
+    best_of_groups,
+    expert_embeddings,
+    floss,
+    pamr_scores,
+    softmax_argmax,
+    upsample_argmax,
+)
 from .options import SegmentOptions, plan, run_settings
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
 from .shared import Shared
@@ -233,6 +242,9 @@ class Segmenter:
             with clock("upsample + argmax"):
                 return seen, upsample_argmax(scores, seen.photo, options.dslo_constants()).numpy()
         size = seen.photo.height, seen.photo.width
+        if self._recipe is not None and self._recipe.pamr:
+            with clock("pamr"):
+                scores = pamr_scores(scores, seen.image, size)
         with clock("resize + argmax"):
             if self._recipe is not None and self._recipe.head == "naclip":
                 rule = {"scale": self._recipe.scale, "threshold": self._recipe.threshold}

@@ -188,6 +188,13 @@ def _add_dslo(parser: argparse.ArgumentParser) -> None:
         "map's range above which a patch is covered (0.15)",
     )
     group.add_argument("--temperature", type=number, help="of the attention, of dslo-mv (preset)")
+    group.add_argument(
+        "--pamr",
+        action="store_true",
+        default=None,
+        help="of naclip and proxyclip: refine the cosines along the edges of the photo (ovs_kernels.pamr, 10 "
+        "iterations, dilations 8 and 16), which takes 8 bytes for each name and pixel",
+    )
 
 
 def _add_floss(parser: argparse.ArgumentParser) -> None:
@@ -297,7 +304,7 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "pnp": _pnp(arguments),
         "pnp_variant": arguments.variant,
         "tuned": arguments.tuned,
-        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold},
+        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold, "pamr": arguments.pamr},
         "base": arguments.base,
         "experts": arguments.experts,
         "top": arguments.top,
