@@ -174,6 +174,7 @@ class Evaluation:
     def predict(self, read: Read, spent: dict[str, float]) -> list[np.ndarray]:
         """[H, W] labels of the data set by each method; their time goes to `spent`."""
         made = []
+        self._shared.next_photo()
         for run, segmenter, index in zip(self.runs, self._segmenters, self._index, strict=True):
             start = time.perf_counter()
             if segmenter is None:

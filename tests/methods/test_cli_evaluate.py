@@ -94,7 +94,7 @@ def test_counts_are_those_of_what_segment_writes(ovs, evaluate, tmp_path, voc, m
     listed = [voc.root / "JPEGImages" / f"{name}.jpg" for name in list(voc.masks)[:4]]
     for method in document["methods"]:
         labels = tmp_path / method["label"]
-        options = [*words, "--method", method["method"], *chosen, "--out", labels]
+        options = [*words, "--method", method["method"], *chosen, "--resize", "sampled", "--out", labels]
         assert main(["segment", *map(str, [*listed, *options])]) == 0
         pairs = []
         for path in listed:
@@ -421,7 +421,7 @@ def test_what_one_of_several_methods_does_not_use_is_left_out(mine, clip_folder)
 
 
 def test_naclip_sees_voc_and_cityscapes_as_published(voc, clip_folder, tmp_path, chelsea):
-    template = SegmentOptions(images=[], out=tmp_path, backbone="ViT-B-16:openai")
+    template = SegmentOptions(images=[], out=tmp_path, backbone="ViT-B-16:openai", resize="sampled")
     (run,) = plan_runs(template, ("naclip",), load_dataset("voc21", voc.root), [])
     assert (run.windows, run.options.short_side, run.options.clip_recipe().threshold) == ("none", 336, 0.1)
     images = "leftImg8bit/val/lindau/lindau_{}_leftImg8bit.png"
@@ -430,7 +430,7 @@ def test_naclip_sees_voc_and_cityscapes_as_published(voc, clip_folder, tmp_path,
     (run,) = plan_runs(template, ("naclip",), dataset, [])
     assert (run.windows, run.options.short_side) == ("224/112", 560)
     assert published_of(run, dataset, "mmseg", 0.02)["miou"].value == 35.5
-    for changed in ({"short_side": 336}, {"recipe": {"scale": 50.0}}, {"features": "kk"}):
+    for changed in ({"short_side": 336}, {"recipe": {"scale": 50.0}}, {"features": "kk"}, {"resize": "smooth"}):
         (other,) = plan_runs(dataclasses.replace(template, **changed), ("naclip",), dataset, [])
         assert published_of(other, dataset, "mmseg", 0.02) == {}
     assert published_of(run, dataset, "pnp", 0.02) == published_of(run, dataset, "mmseg", 0.05) == {}

@@ -272,7 +272,7 @@ def _evaluate(arguments: argparse.Namespace, progress: _EvaluateProgress) -> Any
         class_names=dict(arguments.class_name),
         prototypes=arguments.prototypes,
         templates=arguments.templates,
-        **method_options(arguments),
+        **{**method_options(arguments), "resize": arguments.resize or "sampled"},
     )
     options = EvaluateOptions(
         dataset=arguments.dataset,
