@@ -244,7 +244,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         progress.stop()
     if not arguments.quiet and outcome.complete:
-        print(f"{arguments.out}: done before (--overwrite does it again)")
+        pictures = ", with pictures" if arguments.save_panels else ""
+        print(f"{arguments.out}: done before (--overwrite does it again{pictures})")
     return _report(arguments, outcome.document)
 
 
