@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import json
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -480,3 +482,13 @@ def test_defaults_are_the_published_settings(voc, tmp_path):
     (run,) = plan_runs(template, ("pnp-ovss",), dataset, [], style="pnp")
     assert published_of(run, dataset, "pnp", 0.02)["miou"].value == 52.5
     assert published_of(run, dataset, "mmseg", 0.02) == {}
+
+
+def test_the_benchmark_of_the_loop_runs(environment):
+    program = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
+    command = [sys.executable, str(program), "--images", "3", "--size", "40x50", "--classes", "4"]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.startswith("3 images of 40x50, 4 classes, miou,biou\nper image ")
+    for step in ("photo", "mask", "metrics", "count", "write the state"):
+        assert re.search(rf"{step} \d+\.\d\d ms", made.stdout)
