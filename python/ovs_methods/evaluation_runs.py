@@ -115,7 +115,9 @@ def _without_unused(options: SegmentOptions, method: str, methods: Sequence[str]
         changed["constants"] = {**options.constants, "windows": None}
     uses_scale = method in RECIPES or method == "floss" or method.startswith("dslo")
     uses_threshold = (method in RECIPES and RECIPES[method].head == "naclip") or method in ("dslo-mv", PNP)
-    unused = [name for name, used in {"scale": uses_scale, "threshold": uses_threshold}.items() if not used]
+    uses_pamr = method in RECIPES and RECIPES[method].head == "naclip"
+    known = {"scale": uses_scale, "threshold": uses_threshold, "pamr": uses_pamr}
+    unused = [name for name, used in known.items() if not used]
     for field in ("recipe", "dslo"):
         changed[field] = {name: None if name in unused else value for name, value in getattr(options, field).items()}
     return dataclasses.replace(options, **changed)
@@ -251,6 +253,7 @@ def setting_of(run: Run, dataset: Dataset, style: str, ratio: float) -> dict[str
         "base": options.base,
         "windows": run.windows,
         "short_side": options.short_side,
+        "resize": options.resize,
         "words": run.words,
         "style": style,
     }

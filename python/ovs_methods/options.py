@@ -60,13 +60,14 @@ class SegmentOptions:
         pnp: fields of `PnpPreset` given one by one, and `crf_iterations`.
         pnp_variant: key of PNP_PRESETS.
         tuned: report of `ovs tune-pnp`, whose best setting replaces what `pnp` and `recipe` leave open.
-        recipe: scale and threshold of floss and the methods in RECIPES, where the user gave them.
+        recipe: scale, threshold and pamr of floss and the methods in RECIPES, where the user gave them.
         base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
         experts: file of the ranking, for floss.
         top: templates that are experts for a class, at most; None is 4, for floss.
         fusion: one of FUSIONS; None is the first, for floss.
         short_side: of the working resolution; None is that of the ranking or the recipe, 448 without one. For pnp-ovss
             the side of the square that a photo becomes; None is 336.
+        resize: "smooth" averages over the pixels that a reduced photo loses, "sampled" does not, as published code.
         backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
             methods in RECIPES, BLIP for pnp-ovss, and the embedded one for the rest.
         weights: its local file.
@@ -113,6 +114,7 @@ class SegmentOptions:
     top: int | None = None
     fusion: str | None = None
     short_side: int | None = None
+    resize: str = "smooth"
     backbone: str | None = None
     weights: str | None = None
     features: str | None = None
@@ -285,7 +287,7 @@ def _check_used(options: SegmentOptions) -> None:
             option = _PNP_OPTIONS.get(name, name.replace("_", "-"))
             raise UserError(f"--{option}", "--method pnp-ovss with it", f"--method {method}")
     heads = [name for name, recipe in RECIPES.items() if recipe.head == "naclip"]
-    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv", PNP]}
+    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv", PNP], "pamr": heads}
     for name, methods in users.items():
         given = [values.get(name) for values in (options.recipe, options.dslo)]
         if any(value is not None for value in given) and method not in methods:
@@ -427,6 +429,7 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "prototypes": options.prototypes,
         "classes": text,
         "short_side": options.short_side,
+        "resize": options.resize,
         "backbones": [options.backbone, options.graph_backbone if graph else None],
         "features": options.features,
         "guide": options.guide,

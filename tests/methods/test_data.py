@@ -279,7 +279,7 @@ def test_words_of_the_papers():
 
 def test_numbers_of_the_papers_belong_to_their_settings():
     lposs = {"backbone": "ViT-B-16:laion2b_s34b_b88k", "graph_backbone": "dino_vitb16", "words": "lposs"}
-    lposs |= {"short_side": 448, "style": "mmseg"}
+    lposs |= {"short_side": 448, "style": "mmseg", "resize": "sampled"}
     found = published_numbers("lposs+", "cityscapes", {**lposs, "windows": "224/112"})
     assert {name: number.value for name, number in found.items()} == {"miou": 37.9, "biou": 29.5}
     found = published_numbers("lposs", "voc21", {**lposs, "windows": "448/224"})
@@ -290,7 +290,7 @@ def test_numbers_of_the_papers_belong_to_their_settings():
         {"windows": "224/112", "style": "pnp"},
     ):
         assert published_numbers("lposs", "voc21", {**lposs, **changed}) == {}
-    naclip = {"backbone": "ViT-B-16:openai", "words": "naclip", "style": "mmseg"}
+    naclip = {"backbone": "ViT-B-16:openai", "words": "naclip", "style": "mmseg", "resize": "sampled"}
     for kind, windows, side, value in [("voc20", "none", 336, 79.7), ("cityscapes", "224/112", 560, 35.5)]:
         assert (
             published_numbers("naclip", kind, {**naclip, "windows": windows, "short_side": side})["miou"].value == value

@@ -141,6 +141,12 @@ def _add_model(segment: Any) -> None:
         help="short side at which photos are looked at (448; 336 for naclip and proxyclip; floss: as ranked); for "
         "pnp-ovss the side of the square that a photo becomes (336)",
     )
+    model.add_argument(
+        "--resize",
+        choices=("smooth", "sampled"),
+        help="how photos are reduced to that size: averaged, or as OpenCV does it, which the published code uses "
+        "(smooth; evaluate: sampled)",
+    )
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
         "--backbone",
@@ -188,6 +194,13 @@ def _add_dslo(parser: argparse.ArgumentParser) -> None:
         "map's range above which a patch is covered (0.15)",
     )
     group.add_argument("--temperature", type=number, help="of the attention, of dslo-mv (preset)")
+    group.add_argument(
+        "--pamr",
+        action="store_true",
+        default=None,
+        help="of naclip and proxyclip: refine the cosines along the edges of the photo (ovs_kernels.pamr, 10 "
+        "iterations, dilations 8 and 16), which takes 8 bytes for each name and pixel",
+    )
 
 
 def _add_floss(parser: argparse.ArgumentParser) -> None:
@@ -297,12 +310,13 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "pnp": _pnp(arguments),
         "pnp_variant": arguments.variant,
         "tuned": arguments.tuned,
-        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold},
+        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold, "pamr": arguments.pamr},
         "base": arguments.base,
         "experts": arguments.experts,
         "top": arguments.top,
         "fusion": arguments.fusion,
         "short_side": arguments.size,
+        "resize": arguments.resize or "smooth",
         "backbone": arguments.backbone,
         "weights": arguments.weights,
         **features(arguments),

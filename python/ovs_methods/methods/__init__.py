@@ -14,7 +14,7 @@ from .dslo import (
 from .floss import FUSIONS, expert_embeddings, floss
 from .lposs import PRESETS, Preset, choose_preset, lposs, lposs_plus, propagate_scores
 from .maskclip import maskclip
-from .naclip import naclip, softmax_argmax
+from .naclip import naclip, pamr_scores, softmax_argmax
 from .pixels import check_propagation, pixels
 from .pnp_maps import CrfSettings, normalized_maps, postprocess
 from .pnp_ovss import PNP, PNP_PRESETS, PnpPreset, choose_pnp_preset, saliency_maps
@@ -67,6 +67,7 @@ __all__ = [
     "maskclip",
     "naclip",
     "normalized_maps",
+    "pamr_scores",
     "pixels",
     "postprocess",
     "propagate_scores",
