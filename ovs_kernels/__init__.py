@@ -6,7 +6,7 @@ Functions take torch tensors (CPU or CUDA), numpy arrays or cupy arrays and retu
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import reference
+from . import compat, reference
 from .adaptive import adaptive_conv
 from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
@@ -40,6 +40,7 @@ __all__ = [
     "affinity_pool",
     "attention_mean",
     "boundary_iou",
+    "compat",
     "confusion_matrix",
     "dense_crf",
     "doubly_stochastic",

@@ -1,5 +1,6 @@
 """`python -m ovs_kernels.compat`: somebody's script in a process of its own, as `python` would run it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -91,13 +92,44 @@ def test_a_module_runs_unchanged(tmp_path, inputs):
     assert "pydensecrf -> ovs_kernels.compat.pydensecrf" in result.stderr
 
 
+POOL = """
+import multiprocessing, sys
+import numpy as np
+import torch
+import segment
+
+def work(seed):
+    found = np.load("inputs.npz")
+    image, probabilities = (np.tile(found["image"], (40, 30, 1)), np.tile(found["probabilities"], (1, 40, 30)))
+    return segment.refine(image, probabilities).sum().item(), torch.get_num_threads()
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    torch.rand(1000, 1000).softmax(0)  # the threads that the children do not have
+    own = work(0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(work, range(4)).get(120)
+    print(own[0], {total for total, _ in found}, {count for _, count in found})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_forked_processes_have_one_thread(tmp_path, inputs):
+    """As people call pydensecrf; with more threads than one, the children would wait for those of the parent."""
+    (tmp_path / "segment.py").write_text(SEGMENT)
+    (tmp_path / "pool.py").write_text(POOL)
+    result = run("pool.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    total = result.stdout.split()[0]
+    assert result.stdout == f"{total} {{{total}}} {{2}}\n"
+
+
 def test_patch_in_a_process(tmp_path, inputs):
     """The call and the context manager in the middle of somebody's program."""
     (tmp_path / "segment.py").write_text(SEGMENT)
     program = (
         "import numpy as np, ovs_kernels\n"
-        "from ovs_kernels import compat\n"
-        "with compat.patch('pydensecrf') as handle:\n"
+        "with ovs_kernels.compat.patch('pydensecrf') as handle:\n"
         "    import segment, pydensecrf\n"
         "found = np.load('inputs.npz')\n"
         "np.save('out.npy', segment.refine(found['image'], found['probabilities']))\n"

@@ -252,6 +252,22 @@ def test_missing_packages_that_only_the_replaced_needs(codebase, drop_ins, monke
             importlib.import_module("nocupy")
 
 
+def test_two_patches_inside_of_one_module(codebase, drop_ins, monkeypatch):
+    codebase(shop__tools="def saw():\n    return 'theirs'\ndef axe():\n    return 'theirs'\n")
+    for name in ("saw", "axe"):
+        our_module(monkeypatch, f"tool_{name}", **{name: lambda: "ours"})
+        group = Attributes(("shop.*",), f"ovs_kernels.compat.tool_{name}", (name,))
+        drop_ins(name, DropIn(attributes=(group,)))
+    first, second = compat.patch("saw"), compat.patch("axe")
+    tools = importlib.import_module("shop.tools")
+    assert (tools.saw(), tools.axe()) == ("ours", "ours")
+    assert type(tools.__loader__).__module__ == "_frozen_importlib_external"
+    first.undo()
+    assert (tools.saw(), tools.axe()) == ("theirs", "ours")
+    second.undo()
+    assert (tools.saw(), tools.axe()) == ("theirs", "theirs")
+
+
 # Whole modules
 
 

@@ -1,6 +1,7 @@
 """`ovs_kernels.compat.pydensecrf` against recorded answers of pydensecrf2 1.1, the package itself where it is
 installed, and a literal transcription of the mathematics."""
 
+import copy
 import inspect
 import pickle
 from pathlib import Path
@@ -317,6 +318,16 @@ def test_values_that_are_refused(call, expected):
 
 def test_kinds_that_are_refused():
     made = cases.crf(densecrf)
+    with pytest.raises(ValueError, match=r"^inference: niter: expected an integer, got nan \(cannot convert float NaN"):
+        made.inference(float("nan"))
+    with pytest.raises(OverflowError, match=r"^inference: niter: expected an integer, got inf"):
+        made.inference(float("inf"))
+    with pytest.raises(ValueError, match=r"got float64; u.astype\('float32'\) has it \(Buffer dtype mismatch, exp"):
+        made.setUnaryEnergy(cases.energies().astype(float))
+    with pytest.raises(
+        ValueError, match=r"got object; .* \(Buffer dtype mismatch, expected 'float' but got 'object'\)$"
+    ):
+        made.setUnaryEnergy(cases.energies().astype(object))
     with pytest.raises(TypeError, match="setUnary: u: expected a Unary, got None"):
         made.setUnary(None)
     with pytest.raises(TypeError, match="klDivergence: Q: expected a MatrixXf, got None"):
@@ -340,6 +351,20 @@ def test_classes_can_be_derived():
     made = Mine(W, H, C)
     made.setUnaryEnergy(cases.energies())
     assert (made.labels(0) == cases.energies().argmin(0)).all()
+
+
+def test_copies_go_on_where_the_original_is():
+    made = literal_crf()
+    q, one, two = made.startInference()
+    made.stepInference(q, one, two)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        again = copy.deepcopy(q)
+        other.stepInference(again, one, two)
+        np.testing.assert_allclose(again, made.inference(2), atol=1e-6)
+        other.addPairwiseGaussian(2, 1)
+        assert not np.array_equal(made.inference(2), other.inference(2))
+    made.stepInference(q, one, two)
+    np.testing.assert_array_equal(again, q)
 
 
 def test_energies_that_are_not_finite_stay_where_they_are():

@@ -176,8 +176,9 @@ __global__ void blur_kernel(const RowShape shape, const LatticeView<T> lattice, 
     const int32_t* const pairs = lattice.neighbours + axis * lattice.room * 2;
     for_each_pack(shape, *lattice.count, [&](int64_t v, int64_t pack) {
         const T* const column = from + pack * kLanes;
-        Pack<T, kLanes> near = pack_at<T, kLanes>(column + pairs[2 * v] * pitch);
-        add(near, T(1), pack_at<T, kLanes>(column + pairs[2 * v + 1] * pitch));
+        const Pack<int32_t, 2> pair = pack_at<int32_t, 2>(pairs + 2 * v);
+        Pack<T, kLanes> near = pack_at<T, kLanes>(column + pair.v[0] * pitch);
+        add(near, T(1), pack_at<T, kLanes>(column + pair.v[1] * pitch));
         Pack<T, kLanes> sum = pack_at<T, kLanes>(column + v * pitch);
         add(sum, T(0.5), near);
         pack_at<T, kLanes>(to + v * pitch + pack * kLanes) = sum;

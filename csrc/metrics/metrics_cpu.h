@@ -11,7 +11,7 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int64_t kPadding = 16;  // keys that may be read behind the end of a row
+constexpr int64_t kPadding = 80;  // keys that may be read behind the end of a row: 64 and the next
 
 // The smallest type of keys that holds C + 1, in bytes.
 inline int64_t key_bytes(const MetricsParams& p) { return p.num_classes <= 254 ? 1 : p.num_classes <= 65534 ? 2 : 4; }

@@ -227,7 +227,7 @@ def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda:
         points.append((image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
     if p.bilateral_scales is not None:
         points.append((_colours(image), p.bilateral_scales, p.size[1]))
-    points += [(planes.double(), [1.0] * planes.shape[0], 0) for planes in features]
+    points += [(planes.double(), [1.0] * planes.shape[0], p.size[1]) for planes in features]
     kept = []
     for planes, scales, width in points:
         kept.append(Lattice(planes, scales, width, p.size[0] * p.size[1], p.compute_dtype, on_cuda))

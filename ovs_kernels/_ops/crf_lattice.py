@@ -43,7 +43,7 @@ class Lattice:
     Args:
         planes: [F, N] float64.
         scales: [D], D = F, or F + 2 with the positions of an image in front.
-        width: of that image, 0 without positions.
+        width: of the image whose pixels the points are, 0 for points of no image.
         num_points: N.
         dtype: of the weights.
         on_cuda: build it with the CUDA kernels.
@@ -63,6 +63,7 @@ class Lattice:
             "scales": scales,
             "num_points": num_points,
             "width": width,
+            "positions": len(scales) > len(planes),
             "vertices": self.vertices.data_ptr(),
             "weights": self.weights.data_ptr(),
             "count": self.count.data_ptr(),

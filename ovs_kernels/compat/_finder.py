@@ -41,11 +41,11 @@ class Finder(MetaPathFinder):
         if fullname in patch.modules:
             return self._served(fullname, patch.modules[fullname], "")
         if fullname.partition(".")[0] in getattr(_this_thread, "optional", ()):
-            return _optional(fullname, _others(fullname, path, target))
+            return _optional(fullname, self._others(fullname, path, target))
         groups = [group for group in patch.groups if group.matches(fullname)]
         if not groups and fullname not in self.packages:
             return None
-        spec = _others(fullname, path, target)
+        spec = self._others(fullname, path, target)
         if groups and spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _Inside(self, groups, spec.loader)
         if spec is None and fullname in self.alone:
@@ -53,6 +53,16 @@ class Finder(MetaPathFinder):
         elif spec is None and fullname in self.packages:
             spec = ModuleSpec(fullname, _Empty(patch), is_package=True)
         return spec
+
+    def _others(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        """What the import system would find without this patch: those before it were asked."""
+        finders = list(sys.meta_path)
+        for finder in finders[finders.index(self) + 1 :] if self in finders else ():
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(fullname, path, target) if find_spec is not None else None
+            if spec is not None:
+                return spec
+        return None
 
     def _served(self, name: str, by: str, note: str) -> ModuleSpec:
         ours = import_module(by)
@@ -191,18 +201,6 @@ def importing_originals(optional: Iterator[str]) -> Iterator[None]:
         for name, module in list(sys.modules.items()):
             if isinstance(module, _Placeholder) and name.partition(".")[0] not in before:
                 del sys.modules[name]
-
-
-def _others(fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
-    """What the import system would find without drop-ins."""
-    for finder in list(sys.meta_path):
-        find_spec = getattr(finder, "find_spec", None)
-        if isinstance(finder, Finder) or find_spec is None:
-            continue
-        spec = find_spec(fullname, path, target)
-        if spec is not None:
-            return spec
-    return None
 
 
 def _is_pattern(name: str) -> bool:

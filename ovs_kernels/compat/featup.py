@@ -62,6 +62,7 @@ class JBULearnedRange(nn.Module):
         source [B, C, h, w] and guidance [B, guidance_dim, H, W], H and W above `radius` -> [B, C, H, W] in the dtype of
         the source.
 
+    Dtypes: float32, float64; half precision with or without `torch.autocast`, the kernels in float32.
     Differentiable: by all parameters, by source and by guidance.
     Deterministic: as `adaptive_conv` and torch's convolutions; dropout in training draws what the published module
         draws.
@@ -84,18 +85,21 @@ class JBULearnedRange(nn.Module):
 
     def get_range_kernel(self, x: Tensor) -> Tensor:
         """[B, guidance_dim, H, W] -> [B, taps, H, W], the taps in rows."""
-        keys = self.range_proj(x)
-        # <z(p + o), z(p)> for every tap is what adaptive_conv's gradient by its filters computes.
-        products = torch.ops.ovs_kernels.adaptive_conv_filters_backward(keys, _surrounded(keys, self.radius))
+        # 1 x 1 convolutions are fastest with the channels innermost, the products with them outermost.
+        keys = _at_least_single(self.range_proj(x.contiguous(memory_format=torch.channels_last))).contiguous()
         temperature = self.range_temp.exp().clamp(*TEMPERATURES)
-        return (temperature * products.flatten(3)).softmax(-1).permute(0, 3, 1, 2)
+        # <z(p + o), z(p)> for every tap is what adaptive_conv's gradient by its filters computes.
+        products = torch.ops.ovs_kernels.adaptive_conv_filters_backward(
+            temperature * keys, _surrounded(keys, self.radius)
+        )
+        return products.flatten(3).softmax(-1).permute(0, 3, 1, 2)
 
     def get_spatial_kernel(self, device: torch.device | None = None) -> Tensor:
         """[1, taps, 1, 1]."""
-        dtype = torch.promote_types(self.sigma_spatial.dtype, torch.float32)
-        places = torch.linspace(-1, 1, self.diameter, dtype=dtype, device=device or self.sigma_spatial.device)
+        sigma = _at_least_single(self.sigma_spatial)
+        places = torch.linspace(-1, 1, self.diameter, dtype=sigma.dtype, device=device or sigma.device)
         squares = places.square()[:, None] + places.square()
-        return torch.exp(-squares / (2 * self.sigma_spatial**2)).reshape(1, -1, 1, 1)
+        return torch.exp(-squares / (2 * sigma**2)).reshape(1, -1, 1, 1)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """Upsamples `source` along the edges of `guidance`."""
@@ -104,10 +108,12 @@ class JBULearnedRange(nn.Module):
         kernel = self.get_range_kernel(guidance) * self.get_spatial_kernel(guidance.device)
         kernel = kernel / kernel.sum(1, keepdim=True).clamp(SMALLEST_SUM)
         around = guidance.contiguous(memory_format=torch.channels_last)  # as the kernel, taps innermost
-        kernel = kernel + 0.1 * self.fixup_proj(torch.cat((kernel, around), 1))
+        both = torch.cat((kernel, around), 1).to(next(self.fixup_proj.parameters()).dtype)
+        kernel = kernel + 0.1 * self.fixup_proj(both)
         filters = kernel.permute(0, 2, 3, 1).unflatten(3, (self.diameter, self.diameter))
         large = F.interpolate(source, (height, width), mode="bicubic", align_corners=False)
-        return adaptive_conv(_surrounded(large, self.radius), filters.to(large.dtype))
+        padded = _surrounded(large, self.radius)  # float32 under torch.autocast
+        return adaptive_conv(padded, filters.to(padded.dtype)).to(source.dtype)
 
     def _check(self, source: Tensor, guidance: Tensor) -> None:
         op = type(self).__name__
@@ -202,6 +208,10 @@ def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
 
 def _correction(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _surrounded(x: Tensor, radius: int) -> Tensor:

@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +35,8 @@ from .shared import Shared
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_PATIENCE = 20.0  # seconds after which a user is told what takes so long
+_log = logging.getLogger("ovs_methods")
 _AHEAD = 2  # images that are read while the methods are busy
 STATE = "results.partial"
 
@@ -161,8 +165,14 @@ class Evaluation:
         self.options, self.dataset, self.runs = options, dataset, runs
         self._shared = Shared()
         self.clock = Stopwatch()
-        with self.clock("load models"):
-            self._segmenters = [self._segmenter(run) for run in runs]
+        patience = threading.Timer(_PATIENCE, _log.warning, ["class names are encoded; they are kept for later runs"])
+        if any(run.words is not None for run in runs):
+            patience.start()
+        try:
+            with self.clock("load models"):
+                self._segmenters = [self._segmenter(run) for run in runs]
+        finally:
+            patience.cancel()
         self._index = [
             class_index(dataset, run, made.vocabulary.names) if made is not None else None
             for run, made in zip(runs, self._segmenters, strict=True)
@@ -174,6 +184,7 @@ class Evaluation:
     def predict(self, read: Read, spent: dict[str, float]) -> list[np.ndarray]:
         """[H, W] labels of the data set by each method; their time goes to `spent`."""
         made = []
+        self._shared.next_photo()
         for run, segmenter, index in zip(self.runs, self._segmenters, self._index, strict=True):
             start = time.perf_counter()
             if segmenter is None:

@@ -253,6 +253,7 @@ def setting_of(run: Run, dataset: Dataset, style: str, ratio: float) -> dict[str
         "base": options.base,
         "windows": run.windows,
         "short_side": options.short_side,
+        "resize": options.resize,
         "words": run.words,
         "style": style,
     }

@@ -67,6 +67,7 @@ class SegmentOptions:
         fusion: one of FUSIONS; None is the first, for floss.
         short_side: of the working resolution; None is that of the ranking or the recipe, 448 without one. For pnp-ovss
             the side of the square that a photo becomes; None is 336.
+        resize: "smooth" averages over the pixels that a reduced photo loses, "sampled" does not, as published code.
         backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
             methods in RECIPES, BLIP for pnp-ovss, and the embedded one for the rest.
         weights: its local file.
@@ -113,6 +114,7 @@ class SegmentOptions:
     top: int | None = None
     fusion: str | None = None
     short_side: int | None = None
+    resize: str = "smooth"
     backbone: str | None = None
     weights: str | None = None
     features: str | None = None
@@ -427,6 +429,7 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "prototypes": options.prototypes,
         "classes": text,
         "short_side": options.short_side,
+        "resize": options.resize,
         "backbones": [options.backbone, options.graph_backbone if graph else None],
         "features": options.features,
         "guide": options.guide,

@@ -13,7 +13,7 @@ from .attention import Attention, AttentionSource, BackboneAttention, load_atten
 from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
-from .images import read_photo, resize_argmax, to_tensor, working_size
+from .images import read_photo, resize_argmax, sampled, to_tensor, working_size
 from .methods import (
     METHODS,
     PNP,
@@ -181,25 +181,31 @@ class Segmenter:
 
     def _look(self, photo: "Image", clock: Stopwatch) -> Seen:
         """Shows a photo to the models; one pass gives features and attention if one model has both."""
-        size, attention = self.size(photo), None
+        size, attention, original = self.size(photo), None, photo
         with clock("read"):
+            if self.options.resize == "sampled":
+                photo = (
+                    sampled(photo, size)
+                    if self._shared is None
+                    else self._shared.seen(("sampled", size), lambda: sampled(original, size))
+                )
             image = to_tensor(photo, size)
         if isinstance(self.attention, BackboneAttention) and self.attention.backbone is self.backbone:
             with clock("backbone"):
-                features, attention = self._once(photo, "features", size, self.attention.with_features)
-                return Seen(photo, image, [whole_view(features, size, self.backbone.patch)], attention)
+                features, attention = self._once("features", photo, size, self.attention.with_features)
+                return Seen(original, image, [whole_view(features, size, self.backbone.patch)], attention)
         with clock("backbone"):
             views = self.views(photo, image)
         if self.attention is not None:
             with clock("attention"):
-                attention = self._once(photo, "attention", size, self.attention)
-        return Seen(photo, image, views, attention)
+                attention = self._once("attention", original, size, self.attention)
+        return Seen(original, image, views, attention)
 
-    def _once(self, photo: "Image", what: str, size: tuple[int, int], attend: Callable[..., Any]) -> Any:
-        """What a source of attention says of a photo; once for all methods that share it."""
+    def _once(self, what: str, photo: "Image", size: tuple[int, int], make: Callable[..., Any]) -> Any:
+        """What `make` makes of a photo and a size; once for all methods that share it."""
         if self._shared is None:
-            return attend(photo, size)
-        return self._shared.seen(photo, (id(self.attention), what, size), lambda: attend(photo, size))
+            return make(photo, size)
+        return self._shared.seen((id(self.attention), what, photo.size, size), lambda: make(photo, size))
 
     def read(self, path: Path, clock: Stopwatch, photo: "Image | None" = None) -> Seen:
         """A photo, read already or not, and what the models see of it; once for the photo that the points are in."""

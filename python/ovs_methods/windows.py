@@ -90,7 +90,7 @@ def look(
         graph_backbone: whose features the graph compares; None is `backbone`. Where the two have different
             grids, the features of `backbone` are resampled to the other grid before they are normalised.
         setup: size and stride of the windows, None for the whole photo.
-        shared: keeps the features of the photo for other methods.
+        shared: keeps the features of the photo at hand for other methods.
 
     Returns:
         The view; a photo smaller than a window is one window of its own size.
@@ -103,7 +103,7 @@ def look(
         def make() -> Tensor:
             return _dense(model, photo, image, boxes, setup is None)
 
-        return make() if shared is None else shared.seen(photo, (id(model), height, width, setup), make)
+        return make() if shared is None else shared.seen((id(model), photo.size, height, width, setup), make)
 
     features = appearance = dense(backbone)
     patch = backbone.patch

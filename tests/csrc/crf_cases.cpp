@@ -1,5 +1,5 @@
-// permutohedral_lattice_cuda, permutohedral_filter_cuda and dense_crf_cuda against the definition, and against the CPU
-// kernels, in one program for compute-sanitizer and for the emulator's sanitizers.
+// permutohedral_lattice_cuda, permutohedral_filter_cuda and dense_crf_cuda against the definition, and the CPU kernels
+// of filter and mean field too, in one program for compute-sanitizer and for the emulator's sanitizers.
 //
 //   crf_cases [--small]     --small: only the cases that are quick under ThreadSanitizer
 //
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -102,12 +103,13 @@ struct Built {
     int64_t room = 0, num_vertices = 0;
     CrfTerm term;
 
-    // `spare`: room for the most vertices, as where the host does not know their number.
-    Built(bool on_cuda, const Case& c, const Term& t, const Numbers& values, bool spare)
-        : Built(on_cuda, c, t, values, spare, c.points() * (t.num_features() + 1)) {}
+    // `image`: the points are known to be those of an image. `spare`: room for the most vertices, as where the host
+    // does not know their number.
+    Built(bool on_cuda, const Case& c, const Term& t, const Numbers& values, bool image, bool spare)
+        : Built(on_cuda, c, t, values, image, spare, c.points() * (t.num_features() + 1)) {}
 
 private:
-    Built(bool on_cuda, const Case& c, const Term& t, const Numbers& values, bool spare, int64_t entries)
+    Built(bool on_cuda, const Case& c, const Term& t, const Numbers& values, bool image, bool spare, int64_t entries)
         : planes(on_cuda, values),
           vertices(on_cuda, at(entries)),
           count(on_cuda, 1),
@@ -121,7 +123,8 @@ private:
         if (t.positions) p.scales = {t.sx, t.sy};
         p.scales.resize(at(t.num_features()), 1.0);
         p.num_points = c.points();
-        p.width = t.positions ? c.width : 0;
+        p.width = image ? c.width : 0;
+        p.positions = t.positions;
         p.vertices = vertices.data();
         p.weights = weights.data();
         p.count = count.data();
@@ -165,34 +168,6 @@ private:
     }
 };
 
-template <class T>
-std::string same(const std::string& name, std::vector<T> a, std::vector<T> b, std::size_t size) {
-    require(std::equal(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(size), b.begin()), name + " differ");
-    return name;
-}
-
-// The same lattice on both backends, and in each run: integers and weights.
-std::string check_lattice(const Case& c) {
-    const Inputs in = make_inputs(c);
-    std::string line;
-    for (std::size_t m = 0; m < c.terms.size(); ++m) {
-        const Term& t = c.terms[m];
-        const Built<double> cpu(false, c, t, in.planes[m], false), gpu(true, c, t, in.planes[m], false);
-        const auto entries = at(c.points() * (t.num_features() + 1));
-        require(cpu.num_vertices == gpu.num_vertices,
-                "vertices: " + std::to_string(cpu.num_vertices) + " and " + std::to_string(gpu.num_vertices));
-        const std::size_t count = at(cpu.num_vertices), linked = at(cpu.starts.to_host()[count]);
-        same("vertices", cpu.vertices.to_host(), gpu.vertices.to_host(), entries);
-        same("starts", cpu.starts.to_host(), gpu.starts.to_host(), count + 1);
-        same("points", cpu.points.to_host(), gpu.points.to_host(), linked);
-        same("neighbours", cpu.neighbours.to_host(), gpu.neighbours.to_host(), 2 * count * at(t.num_features() + 1));
-        same("weights", cpu.weights.to_host(), gpu.weights.to_host(), entries);
-        same("weights of entries", cpu.entry_weights.to_host(), gpu.entry_weights.to_host(), linked);
-        line += (m == 0 ? "" : ", ") + std::to_string(count) + " vertices";
-    }
-    return line;
-}
-
 double compare(const std::string& name, const Numbers& want, const Numbers& got, double tolerance) {
     double error = 0.0, scale = 1e-300;
     for (std::size_t i = 0; i < want.size(); ++i) {
@@ -202,6 +177,76 @@ double compare(const std::string& name, const Numbers& want, const Numbers& got,
     }
     require(error <= tolerance * scale, name + ": " + text(error / scale));
     return error / scale;
+}
+
+// A lattice as the definition has it: vertices numbered in the order in which the points name them.
+struct Defined {
+    std::vector<int32_t> vertices, starts, points, neighbours;
+    Numbers weights, entry_weights;
+    std::vector<Key> keys;
+
+    Defined(const std::vector<Numbers>& features, int d) {
+        std::map<Key, int32_t> numbers;
+        std::vector<std::vector<std::pair<int32_t, double>>> entries;
+        for (std::size_t i = 0; i < features.size(); ++i) {
+            const std::vector<std::pair<Key, double>> simplex = simplex_of(features[i]);
+            for (const auto& [key, weight] : simplex) {
+                const int32_t number = numbers.try_emplace(key, static_cast<int32_t>(keys.size())).first->second;
+                if (at(number) == keys.size()) {
+                    keys.push_back(key);
+                    entries.emplace_back();
+                }
+                vertices.push_back(number);
+                weights.push_back(weight);
+                entries[at(number)].emplace_back(static_cast<int32_t>(i), weight);
+            }
+            if (simplex.empty()) vertices.resize(vertices.size() + at(d + 1), -1);
+            weights.resize(vertices.size(), 0.0);
+        }
+        starts.push_back(0);
+        for (const auto& of_vertex : entries) {
+            for (const auto& [point, weight] : of_vertex) {
+                points.push_back(point);
+                entry_weights.push_back(weight);
+            }
+            starts.push_back(static_cast<int32_t>(points.size()));
+        }
+        const auto count = static_cast<int32_t>(keys.size());
+        std::replace(vertices.begin(), vertices.end(), -1, count);
+        for (int axis = 0; axis <= d; ++axis) {
+            for (const Key& key : keys) {
+                for (const int sign : {1, -1}) {
+                    Key other = key;
+                    for (int& x : other) x -= sign;
+                    other[at(axis)] += sign * (d + 1);
+                    const auto found = numbers.find(other);
+                    neighbours.push_back(found == numbers.end() ? count : found->second);
+                }
+            }
+        }
+    }
+};
+
+template <class T, class U>
+void expect_same(const std::string& name, const std::vector<T>& want, const std::vector<U>& got) {
+    require(want.size() <= got.size() && std::equal(want.begin(), want.end(), got.begin()), name + " differ");
+}
+
+// The numbers of the lattice, the same in each run, and its weights.
+std::string check_lattice(const Case& c) {
+    const Inputs in = make_inputs(c);
+    const Term& t = c.terms[0];
+    const Defined want(features_of(c, t, in.planes[0]), t.num_features());
+    const Built<double> got(true, c, t, in.planes[0], true, false);
+    require(got.num_vertices == static_cast<int64_t>(want.keys.size()), std::to_string(got.num_vertices) + " vertices");
+    expect_same("vertices", want.vertices, got.vertices.to_host());
+    expect_same("starts", want.starts, got.starts.to_host());
+    expect_same("points", want.points, got.points.to_host());
+    expect_same("neighbours", want.neighbours, got.neighbours.to_host());
+    // Everything after the rounding of positions is exact, but for the division of a weight.
+    compare("weights", want.weights, got.weights.to_host(), 1e-14);
+    compare("weights of entries", want.entry_weights, got.entry_weights.to_host(), 1e-14);
+    return std::to_string(want.keys.size()) + " vertices";
 }
 
 template <class T>
@@ -217,7 +262,7 @@ double run_filter(const Case& c, bool on_cuda, double tolerance) {
     for (const Numbers& row : normalized_filter(c, c.terms[0], in.planes[0], values, c.transpose)) {
         want.insert(want.end(), row.begin(), row.end());
     }
-    const Built<T> lattice(on_cuda, c, c.terms[0], in.planes[0], on_cuda && c.spare);
+    const Built<T> lattice(on_cuda, c, c.terms[0], in.planes[0], false, on_cuda && c.spare);
     Array<T> device_values(on_cuda, flat), out(on_cuda, flat.size());
     FilterParams p;
     p.values = device_values.data();
@@ -253,7 +298,7 @@ double run_mean_field(const Case& c, bool on_cuda, double tolerance) {
             term.sx = t.sx;
             term.sy = t.sy;
         } else {
-            lattices.emplace_back(on_cuda, c, t, in.planes[m], on_cuda && c.spare);
+            lattices.emplace_back(on_cuda, c, t, in.planes[m], true, on_cuda && c.spare);
             term = lattices.back().term;
         }
         tables.emplace_back(on_cuda, in.tables[m]);

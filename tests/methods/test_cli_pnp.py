@@ -193,3 +193,25 @@ def test_weights_that_are_not_whole_or_nowhere(capsys, tmp_path, photos, blip_fo
     lines = capsys.readouterr().err.strip().splitlines()
     assert "Salesforce/blip-itm-large-coco: expected its weights in the download cache or from the network" in lines[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluated_as_the_other_methods_are(tmp_path, photos, blip_folder):
+    """Two photos with masks: intersections over unions of the labels that the steps one by one give."""
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "classes.txt").write_text("cat\npotted-plant; sp oon\nwall\n")
+    met, either = np.zeros(3), np.zeros(3)
+    for name, shape in (("flat", (120, 180)), ("tall", (160, 90))):
+        mask = np.add.outer(np.arange(shape[0]) // 40, np.arange(shape[1]) // 50).astype(np.uint8) % 3
+        mask[:7] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+        labels = by_hand(photos / f"{name}.png", blip_folder, "paper", False)
+        for k in range(3):
+            met[k] += ((labels == k) & (mask == k)).sum()
+            either[k] += (((labels == k) | (mask == k)) & (mask != 255)).sum()
+    where = ["--dataset", str(tmp_path), "--kind", "folder", "--images", "photos", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *where, "--method", "pnp-ovss", "--backbone", str(blip_folder), *HERE, "--quiet"]) == 0
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]
+    assert [entry["iou"] for entry in found["classes"]] == [
+        round(100 * a / b, 4) for a, b in zip(met, either, strict=True)
+    ]
+    assert met.sum() > 0

@@ -133,6 +133,9 @@ def test_folder_with_other_names_colours_and_labels_that_do_not_count(tmp_path, 
     made = layouts.folder(tmp_path / "plain", chelsea)
     dataset = load_dataset("folder", made.root)
     assert (dataset.classes, dataset.words[2]) == (("background", "cat", "cup"), ("cup", "mug"))
+    (made.root / "labelme.txt").write_text("_background_\ncat\ncup\n")
+    labelme = load_dataset("folder", made.root, Choices(class_list="labelme.txt"))
+    assert (labelme.classes[0], labelme.background) == ("background", 0)
     colored = made.root / "colors.txt"
     colored.write_text("#ff0000 background\n0 255 0 cat\n#0000ff cup\n#000000 -\n")
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
@@ -279,7 +282,7 @@ def test_words_of_the_papers():
 
 def test_numbers_of_the_papers_belong_to_their_settings():
     lposs = {"backbone": "ViT-B-16:laion2b_s34b_b88k", "graph_backbone": "dino_vitb16", "words": "lposs"}
-    lposs |= {"short_side": 448, "style": "mmseg"}
+    lposs |= {"short_side": 448, "style": "mmseg", "resize": "sampled"}
     found = published_numbers("lposs+", "cityscapes", {**lposs, "windows": "224/112"})
     assert {name: number.value for name, number in found.items()} == {"miou": 37.9, "biou": 29.5}
     found = published_numbers("lposs", "voc21", {**lposs, "windows": "448/224"})
@@ -290,7 +293,7 @@ def test_numbers_of_the_papers_belong_to_their_settings():
         {"windows": "224/112", "style": "pnp"},
     ):
         assert published_numbers("lposs", "voc21", {**lposs, **changed}) == {}
-    naclip = {"backbone": "ViT-B-16:openai", "words": "naclip", "style": "mmseg"}
+    naclip = {"backbone": "ViT-B-16:openai", "words": "naclip", "style": "mmseg", "resize": "sampled"}
     for kind, windows, side, value in [("voc20", "none", 336, 79.7), ("cityscapes", "224/112", 560, 35.5)]:
         assert (
             published_numbers("naclip", kind, {**naclip, "windows": windows, "short_side": side})["miou"].value == value

@@ -26,8 +26,10 @@ def integer(op: str, name: str, value: object) -> int:
         if isinstance(value, (str, bytes)):
             raise TypeError
         number = int(value)
-    except (TypeError, ValueError):
+    except TypeError:
         wrong_type(op, name, "an integer", f"{kind_text(value)} (an integer is required)")
+    except (ValueError, OverflowError) as error:  # NaN, infinity
+        raise type(error)(f"{op}: {name}: expected an integer, got {value} ({error})") from None
     if not -LARGEST_INT - 1 <= number <= LARGEST_INT:
         raise OverflowError(
             f"{op}: {name}: expected an int of 32 bits, got {number} (value too large to convert to int)"
@@ -83,11 +85,9 @@ def array(op: str, name: str, value: object, dtype: str, pattern: str) -> np.nda
 
 
 def _dtype_mismatch(op: str, name: str, found: np.dtype, dtype: str) -> NoReturn:
-    theirs = C_NAMES.get(found.name, found.str)
-    words = f"Buffer dtype mismatch, expected '{C_NAMES[dtype]}' but got '{theirs}'"
-    wrong_value(
-        op, name, dtype, f"{found.str if found.byteorder == '>' else found}; {name}.astype('{dtype}') ({words})"
-    )
+    got = found.str if found.byteorder == ">" else str(found)
+    words = f"Buffer dtype mismatch, expected '{C_NAMES[dtype]}' but got '{C_NAMES.get(got, got)}'"
+    wrong_value(op, name, dtype, f"{got}; {name}.astype('{dtype}') has it ({words})")
 
 
 def scales(op: str, name: str, value: object, count: int) -> list[float]:

@@ -24,6 +24,7 @@ from ...crf import dense_crf
 from ...reference.crf import LARGEST_ENERGY, largest_position, lattice_positions, lattice_reach
 from . import eigen
 from ._arguments import array, choice, compatibility, extent, integer, scales
+from ._fork import one_thread_after_fork
 from .eigen import MatrixXf
 
 
@@ -129,7 +130,9 @@ class DenseCRF:
         self._height, self._width, self._num_labels = height, width, num_labels
         self._energies: Tensor | None = None  # [C, N] float32
         self._terms: list[_Term] = []
-        self._filters: dict[_Term, LatticeFilter] = {}  # of terms that were needed outside of `inference`
+        # What was needed outside of `inference` and is kept: lattices, and -E as rows.
+        self._filters: dict[_Term, LatticeFilter] = {}
+        self._negative_rows: Tensor | None = None  # [N, C] float32, finite
 
     @property
     def _num_points(self) -> int:
@@ -156,6 +159,7 @@ class DenseCRF:
             wrong_value(op, "u", expected, f"{shape_text(energies.shape)} ({words})")
 
     def _set_energies(self, op: str, energies: np.ndarray | None) -> None:
+        self._negative_rows = None
         if energies is None:
             self._energies = None
             return
@@ -164,6 +168,7 @@ class DenseCRF:
 
     # Pairwise terms
 
+    @one_thread_after_fork
     def addPairwiseEnergy(
         self,
         features: np.ndarray,
@@ -201,15 +206,18 @@ class DenseCRF:
 
     # Inference
 
+    @one_thread_after_fork
     def inference(self, niter: int) -> MatrixXf:
         """Marginals after `niter` steps of mean field, [nlabels, nvar]."""
         return _matrix(self._inference(max(integer("inference", "niter", niter), 0)))
 
+    @one_thread_after_fork
     def startInference(self) -> tuple[MatrixXf, MatrixXf, MatrixXf]:
         """Q for `stepInference`, the softmax of minus the energies (zeros without energies), and two empty matrices."""
         start = torch.zeros(self._num_labels, self._num_points) if self._energies is None else self._inference(0)
         return _matrix(start), MatrixXf(), MatrixXf()
 
+    @one_thread_after_fork
     def stepInference(self, Q: MatrixXf, tmp1: MatrixXf, tmp2: MatrixXf) -> None:
         """One step of mean field, in the memory of Q; the others are left alone."""
         for name, value in (("Q", Q), ("tmp1", tmp1), ("tmp2", tmp2)):
@@ -217,6 +225,7 @@ class DenseCRF:
         for q, exponents in self._chunks(self._rows("stepInference", Q)):
             q.copy_(exponents.softmax(1))
 
+    @one_thread_after_fork
     def klDivergence(self, Q: MatrixXf) -> float:
         """The sum of Q (log(max(Q, 1e-20)) + E - what the terms add to the exponents), over labels and variables.
 
@@ -276,19 +285,15 @@ class DenseCRF:
     def _chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts of the marginals [N, C], which may be written to, and of -E + what the terms make of all of them."""
         filtered = [self._filter(term)(rows) for term in self._terms] if rows.numel() > 0 else []
+        if self._negative_rows is None and self._energies is not None:
+            finite = self._energies.nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
+            self._negative_rows = -finite.clamp_(-LARGEST_ENERGY, LARGEST_ENERGY).t().contiguous()
         for begin in range(0, len(rows), CHUNK):
             part = slice(begin, begin + CHUNK)
-            exponents = -self._energy_rows(part)
+            exponents = torch.zeros(()) if self._negative_rows is None else self._negative_rows[part]
             for term, values in zip(self._terms, filtered, strict=False):
-                exponents = exponents + _weighted(term.compat, values[part])
-            yield rows[part], exponents
-
-    def _energy_rows(self, part: slice) -> Tensor:
-        """Of E as [N, C]; zeros without energies."""
-        if self._energies is None:
-            return torch.zeros(len(range(*part.indices(self._num_points))), self._num_labels)
-        finite = self._energies[:, part].nan_to_num(LARGEST_ENERGY, LARGEST_ENERGY, -LARGEST_ENERGY)
-        return finite.clamp(-LARGEST_ENERGY, LARGEST_ENERGY).t()
+                exponents = _plus_message(exponents, term.compat, values[part])
+            yield rows[part], exponents.expand_as(rows[part])
 
     def _filter(self, term: _Term) -> LatticeFilter:
         """Made once; pydensecrf does that when a term is added."""
@@ -312,6 +317,7 @@ class DenseCRF2D(DenseCRF):
         width, height = extent("DenseCRF2D", "w", w), extent("DenseCRF2D", "h", h)
         self._set_up(height, width, extent("DenseCRF2D", "nlabels", nlabels))
 
+    @one_thread_after_fork
     def addPairwiseGaussian(
         self,
         sxy: float | tuple[float, float],
@@ -323,6 +329,7 @@ class DenseCRF2D(DenseCRF):
         op = "addPairwiseGaussian"
         self._add_grid(op, _Term("gaussian", scales(op, "sxy", sxy, 2), compat, normalization), kernel)
 
+    @one_thread_after_fork
     def addPairwiseBilateral(
         self,
         sxy: float | tuple[float, float],
@@ -367,12 +374,14 @@ def _first_of(terms: list[_Term], kind: str) -> _Term | None:
     return next((term for term in terms if term.kind == kind), None)
 
 
-def _weighted(compat: float | np.ndarray, rows: Tensor) -> Tensor:
-    """What a compatibility makes of filtered marginals [N, C]: a number attracts, tables are penalties."""
+def _plus_message(exponents: Tensor, compat: float | np.ndarray, rows: Tensor) -> Tensor:
+    """Exponents plus what a compatibility makes of filtered marginals [N, C]: numbers attract, tables are penalties."""
     if isinstance(compat, float):
-        return compat * rows
+        return torch.add(exponents, rows, alpha=compat)
     table = torch.from_numpy(compat)
-    return -rows * table if table.dim() == 1 else -(rows @ ((table + table.t()) / 2))
+    if table.dim() == 1:
+        return exponents - rows * table
+    return exponents - rows @ ((table + table.t()) / 2)
 
 
 def _matrix(q: Tensor) -> MatrixXf:

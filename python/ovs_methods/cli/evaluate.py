@@ -244,7 +244,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         progress.stop()
     if not arguments.quiet and outcome.complete:
-        print(f"{arguments.out}: done before (--overwrite does it again)")
+        pictures = ", with pictures" if arguments.save_panels else ""
+        print(f"{arguments.out}: done before (--overwrite does it again{pictures})")
     return _report(arguments, outcome.document)
 
 
@@ -272,7 +273,7 @@ def _evaluate(arguments: argparse.Namespace, progress: _EvaluateProgress) -> Any
         class_names=dict(arguments.class_name),
         prototypes=arguments.prototypes,
         templates=arguments.templates,
-        **method_options(arguments),
+        **{**method_options(arguments), "resize": arguments.resize or "sampled"},
     )
     options = EvaluateOptions(
         dataset=arguments.dataset,

@@ -141,6 +141,12 @@ def _add_model(segment: Any) -> None:
         help="short side at which photos are looked at (448; 336 for naclip and proxyclip; floss: as ranked); for "
         "pnp-ovss the side of the square that a photo becomes (336)",
     )
+    model.add_argument(
+        "--resize",
+        choices=("smooth", "sampled"),
+        help="how photos are reduced to that size: averaged, or as OpenCV does it, which the published code uses "
+        "(smooth; evaluate: sampled)",
+    )
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
         "--backbone",
@@ -310,6 +316,7 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "top": arguments.top,
         "fusion": arguments.fusion,
         "short_side": arguments.size,
+        "resize": arguments.resize or "smooth",
         "backbone": arguments.backbone,
         "weights": arguments.weights,
         **features(arguments),
