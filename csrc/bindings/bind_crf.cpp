@@ -15,6 +15,7 @@ LatticeParams read_lattice(Fields& f) {
     p.scales = f.value<std::vector<double>>("scales");
     p.num_points = f.value<int64_t>("num_points");
     p.width = f.value<int64_t>("width");
+    p.positions = f.value<bool>("positions");
     p.stage = f.enumeration<LatticeStage>("stage");
     p.num_vertices = f.value<int64_t>("num_vertices");
     p.vertices = f.pointer<int32_t>("vertices");

@@ -37,12 +37,13 @@ enum class LatticeStage : int { kNumber = 0, kLink = 1 };
 
 // Builds a lattice. Both stages get the same workspace.
 struct LatticeParams {
-    // inputs: a point's features are its column and row (with `width` > 0), then its values in `planes`, each divided
+    // inputs: a point's features are its column and row (with `positions`), then its values in `planes`, each divided
     // by its scale
     const double* planes = nullptr;  // [F, N]
     std::vector<double> scales;      // [D], D = F, or F + 2 with positions
     int64_t num_points = 0;          // N
-    int64_t width = 0;               // of the image whose pixels the points are; 0: no positions
+    int64_t width = 0;               // of the image whose pixels the points are, for dense_crf always; 0: no image
+    bool positions = true;           // of the pixels of an image are features
     LatticeStage stage = LatticeStage::kNumber;
     int64_t num_vertices = 0;  // kLink: what kNumber counted
     // outputs of kNumber

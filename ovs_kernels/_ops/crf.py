@@ -220,7 +220,7 @@ class _Lattice:
     Args:
         planes: [F, N] float64.
         scales: [D], D = F, or F + 2 with the positions of an image in front.
-        width: of that image, 0 without positions.
+        width: of the image whose pixels the points are, 0 for points of no image.
         num_points: N.
         dtype: of the weights.
     """
@@ -241,6 +241,7 @@ class _Lattice:
             "scales": self.scales,
             "num_points": num_points,
             "width": width,
+            "positions": len(self.scales) > len(planes),
             "vertices": self.vertices.data_ptr(),
             "weights": self.weights.data_ptr(),
             "dtype": _native.DTYPES[dtype],
@@ -307,7 +308,7 @@ def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor]) -> tuple
         kept.append(lattice(image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
     if p.bilateral_scales is not None:
         kept.append(lattice(_colours(image), p.bilateral_scales, p.size[1]))
-    kept += [lattice(planes.double(), [1.0] * planes.shape[0], 0) for planes in features]
+    kept += [lattice(planes.double(), [1.0] * planes.shape[0], p.size[1]) for planes in features]
     terms += [built.term() for built in kept]
     for term, compat in zip(terms, p.compat, strict=True):
         term["compat_rank"] = compat.dim()

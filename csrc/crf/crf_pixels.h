@@ -1,0 +1,193 @@
+// Rows of classes of pixels on a CPU: from and to planes, and the softmax; included per instruction-set level.
+#pragma once
+#include "common/exp2.h"
+#include "common/transpose.h"
+#include "crf/crf_rows.h"
+
+namespace ovs {
+namespace OVS_ISA {
+namespace {
+
+constexpr double kPadLogit = -3e38;  // of the classes that pad a row: below every clamped energy, so Q is 0 there
+constexpr double kLargestEnergy = 1e30;
+
+// log(x) for normal positive x as straight-line code: x = m 2^n with m near 1, and the series of atanh((m - 1) / (m +
+// 1)), worst absolute error 2e-7 max(1, |log x|).
+template <class V>
+OVS_INLINE V log_positive(const V& x) {
+    constexpr int kLanes = sizeof(V) / sizeof(x[0]);
+    if constexpr (sizeof(x[0]) == 8) {
+        V out;
+        for (int k = 0; k < kLanes; ++k) out[k] = __builtin_log(x[k]);
+        return out;
+    } else {
+        using Bits = Vec<uint32_t, kLanes>;
+        using Ints = Vec<int32_t, kLanes>;
+        const Bits shifted = (Bits)x - 0x3f3504f3u;  // of sqrt(1/2): m is in [sqrt(1/2), sqrt(2))
+        const Ints n = (Ints)shifted >> 23;
+        const V m = (V)((shifted & 0x007fffffu) + 0x3f3504f3u);
+        const V f = (m - 1.0f) / (m + 1.0f), g = f * f;
+        const V series =
+            2.0f * f * (1.0f + g * (0.333333333f + g * (0.2f + g * (0.142857143f + g * 0.111111111f))));
+        return __builtin_convertvector(n, V) * 0.693147181f + series;
+    }
+}
+
+template <class T>
+struct Pixels {
+    using R = Rows<T>;
+    using V = typename R::V;
+    using Ints = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, R::kLanes>;
+    static constexpr int kLanes = R::kLanes;
+
+    // The largest of all lanes, and their sum, in every lane.
+    OVS_INLINE static V largest(V v) {
+        OVS_UNROLL
+        for (int step = kLanes / 2; step > 0; step /= 2) {
+            const V other = turned(v, step);
+            v = other > v ? other : v;
+        }
+        return v;
+    }
+    OVS_INLINE static V total(V v) {
+        OVS_UNROLL
+        for (int step = kLanes / 2; step > 0; step /= 2) v += turned(v, step);
+        return v;
+    }
+
+    template <int kTile>
+    OVS_INLINE static void softmax(V (&v)[kTile]) {
+        V top = v[0], sum = {};
+        OVS_UNROLL
+        for (int k = 1; k < kTile; ++k) top = v[k] > top ? v[k] : top;
+        top = largest(top);
+        OVS_UNROLL
+        for (int k = 0; k < kTile; ++k) sum += v[k] = exp2_nonpositive<V>((v[k] - top) * kLog2E);
+        const V inverse = T(1) / total(sum);
+        OVS_UNROLL
+        for (int k = 0; k < kTile; ++k) v[k] *= inverse;
+    }
+    static void softmax(T* row, int64_t pitch) {
+        V top = load<V>(row), sum = {};
+        for (int64_t c = kLanes; c < pitch; c += kLanes) {
+            const V v = load<V>(row + c);
+            top = v > top ? v : top;
+        }
+        top = largest(top);
+        for (int64_t c = 0; c < pitch; c += kLanes) {
+            const V e = exp2_nonpositive<V>((load<V>(row + c) - top) * kLog2E);
+            sum += e;
+            store(row + c, e);
+        }
+        const V inverse = T(1) / total(sum);
+        for (int64_t c = 0; c < pitch; c += kLanes) store(row + c, load<V>(row + c) * inverse);
+    }
+
+    // Planes of probabilities or energies to the rows of logits of a tile.
+    static void read_logits(const CrfProblem& p, const Tile& tile, int64_t pitch, T* rows) {
+        const T* const scores = static_cast<const T*>(p.scores);
+        for_each_group(p, tile, [&](int64_t pixel, int64_t lanes) {
+            for (int64_t c = 0; c < pitch; c += kLanes) {
+                V block[kLanes];
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) {
+                    block[k] = V{} + static_cast<T>(kPadLogit);
+                    if (c + k < p.num_classes) {
+                        block[k] = logits(p, load_some(scores + (c + k) * p.num_points + pixel, lanes));
+                    }
+                }
+                transpose_square<T>(block);
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) {
+                    if (k < lanes) store(rows + k * pitch + c, block[k]);
+                }
+            }
+            rows += lanes * pitch;
+        });
+    }
+
+    // The rows of a tile's Q to the caller: planes, or labels.
+    static void write(const CrfProblem& p, const Tile& tile, int64_t pitch, const T* rows) {
+        T* const out = static_cast<T*>(p.out);
+        for_each_group(p, tile, [&](int64_t pixel, int64_t lanes) {
+            V best = V{} - T(1);
+            Ints label = {};
+            for (int64_t c = 0; c < p.num_classes; c += kLanes) {
+                V block[kLanes];
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) block[k] = load<V>(rows + (k < lanes ? k : 0) * pitch + c);
+                transpose_square<T>(block);
+                OVS_UNROLL
+                for (int k = 0; k < kLanes; ++k) {
+                    if (c + k >= p.num_classes) continue;
+                    if (p.labels == nullptr) {
+                        store_some(out + (c + k) * p.num_points + pixel, block[k], lanes);
+                    } else {
+                        const Ints better = block[k] > best;
+                        best = better ? block[k] : best;
+                        label = better ? Ints{} + static_cast<int32_t>(c + k) : label;
+                    }
+                }
+            }
+            if (p.labels != nullptr) write_labels(p, pixel, lanes, label);
+            rows += lanes * pitch;
+        });
+    }
+
+private:
+    static constexpr T kLog2E = static_cast<T>(1.44269504088896340736);
+
+    OVS_INLINE static V turned(const V& v, int step) {
+        Ints numbers = {};
+        OVS_UNROLL
+        for (int k = 0; k < kLanes; ++k) numbers[k] = k ^ step;
+        return shuffle(v, v, numbers);
+    }
+
+    // Calls fn(pixel, how many) for the pixels of a tile, in its order.
+    template <class Fn>
+    OVS_INLINE static void for_each_group(const CrfProblem& p, const Tile& tile, const Fn& fn) {
+        for (int64_t y = tile.y; y < tile.y + tile.height; ++y) {
+            const int64_t end = y * p.width + tile.x + tile.width;
+            for (int64_t pixel = end - tile.width; pixel < end; pixel += kLanes) {
+                fn(pixel, std::min<int64_t>(kLanes, end - pixel));
+            }
+        }
+    }
+
+    OVS_INLINE static V load_some(const T* from, int64_t lanes) {
+        if (lanes == kLanes) return load<V>(from);
+        V v = {};
+        for (int64_t k = 0; k < lanes; ++k) v[k] = from[k];
+        return v;
+    }
+    OVS_INLINE static void store_some(T* to, const V& v, int64_t lanes) {
+        if (lanes == kLanes) return store(to, v);
+        for (int64_t k = 0; k < lanes; ++k) to[k] = v[k];
+    }
+
+    OVS_INLINE static V logits(const CrfProblem& p, const V& score) {
+        if (p.energies) {
+            const V most = V{} + static_cast<T>(kLargestEnergy);
+            const V energy = score < most ? score : most;  // NaN too
+            return -(energy > -most ? energy : -most);
+        }
+        const V least = V{} + static_cast<T>(p.clip), one = V{} + T(1);
+        const V clipped = score > least ? score : least;  // NaN too
+        return log_positive<V>(clipped < one ? clipped : one);
+    }
+
+    OVS_INLINE static void write_labels(const CrfProblem& p, int64_t pixel, int64_t lanes, const Ints& label) {
+        for (int64_t k = 0; k < lanes; ++k) {
+            if (p.label_bytes == 1) {
+                static_cast<uint8_t*>(p.labels)[pixel + k] = static_cast<uint8_t>(label[k]);
+            } else {
+                static_cast<int32_t*>(p.labels)[pixel + k] = static_cast<int32_t>(label[k]);
+            }
+        }
+    }
+};
+
+}  // namespace
+}  // namespace OVS_ISA
+}  // namespace ovs
