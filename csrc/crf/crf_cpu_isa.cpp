@@ -105,12 +105,15 @@ private:
                 add_exact(tile, logits, rows);
                 from = rows;
             }
-            R::for_each_tile(b_.pitch > kMaxTile * R::kLanes ? 0 : b_.pitch, [&](auto vectors, int64_t) {
-                narrow<decltype(vectors)::value>(tile.size(), terms, first ? 0 : count, last ? 0 : count, from,
-                                                 last || b_.exact ? rows : nullptr);
-            });
-            if (b_.pitch > kMaxTile * R::kLanes) {
-                wide(tile.size(), terms, first ? 0 : count, last ? 0 : count, from, rows);
+            const int in = first ? 0 : count, out = last ? 0 : count;
+            const bool keep = last || b_.exact;
+            for (int64_t begin = 0; begin < tile.size(); begin += kRun) {
+                const int64_t end = std::min(tile.size(), begin + kRun);
+                const T* source = from + begin * b_.pitch;
+                T* const q = keep ? rows + begin * b_.pitch : rows;
+                for (int m = 0; m < in; ++m, source = q) R::slice(terms[m], begin, end, b_.pitch, source, q);
+                Pixels<T>::softmax(source, q, end - begin, b_.pitch);
+                for (int m = 0; m < out; ++m) R::splat(terms[m], begin, end, b_.pitch, q);
             }
             if (last) {
                 Pixels<T>::write(p_, tile, b_.pitch, rows);
@@ -153,37 +156,7 @@ private:
         });
     }
 
-    // The pixels of a tile whose rows fit in registers: slices of `in` lattices, splats to `out` of them.
-    template <int kTile>
-    static void narrow(int64_t size, const TileTerm<T>* terms, int in, int out, const T* from, T* rows) {
-        constexpr int64_t kPitch = kTile * R::kLanes;
-        for (int64_t k = 0; k < size; ++k) {
-            V q[kTile];
-            R::load_row(q, from + k * kPitch);
-            for (int m = 0; m < in; ++m) R::add_slice(q, terms[m], k, kPitch, 0);
-            Pixels<T>::softmax(q);
-            for (int m = 0; m < out; ++m) R::splat(q, terms[m], k, kPitch, 0);
-            if (rows != nullptr) R::store_row(rows + k * kPitch, q);
-        }
-    }
-
-    void wide(int64_t size, const TileTerm<T>* terms, int in, int out, const T* from, T* rows) const {
-        for (int64_t k = 0; k < size; ++k) {
-            T* const row = rows + k * b_.pitch;
-            R::for_each_tile(b_.pitch, [&](auto vectors, int64_t c) {
-                V sum[decltype(vectors)::value];
-                R::load_row(sum, from + k * b_.pitch + c);
-                for (int m = 0; m < in; ++m) R::add_slice(sum, terms[m], k, b_.pitch, c);
-                R::store_row(row + c, sum);
-            });
-            Pixels<T>::softmax(row, b_.pitch);
-            R::for_each_tile(b_.pitch, [&](auto vectors, int64_t c) {
-                V q[decltype(vectors)::value];
-                R::load_row(q, row + c);
-                for (int m = 0; m < out; ++m) R::splat(q, terms[m], k, b_.pitch, c);
-            });
-        }
-    }
+    static constexpr int64_t kRun = 32;  // pixels that go through one step together: their rows stay in the first cache
 
     const CrfProblem& p_;
     int threads_;
@@ -223,11 +196,7 @@ private:
         std::fill_n(row, b_.pitch, T(0));
         for (int64_t k = 0; k < tile.size(); ++k) {
             std::copy_n(static_cast<const T*>(p_.scores) + point(tile, k) * p_.num_classes, p_.num_classes, row);
-            R::for_each_tile(b_.pitch, [&](auto vectors, int64_t c) {
-                typename R::V q[decltype(vectors)::value];
-                R::load_row(q, row + c);
-                R::splat(q, t, k, b_.pitch, c);
-            });
+            R::splat(t, k, k + 1, b_.pitch, row);
         }
     }
 
@@ -235,13 +204,11 @@ private:
         const Tile tile = tiles_[number];
         const TileTerm<T> t = lattice_.tile(number, tile, b_.vertices + worker * b_.rows_of_tile * b_.pitch);
         lattice_.read_tile(number, t);
-        T* const row = b_.pixels + worker * kTilePoints * b_.pitch;
+        T* const zero = b_.pixels + worker * kTilePoints * b_.pitch;
+        T* const row = zero + b_.pitch;
+        std::fill_n(zero, b_.pitch, T(0));
         for (int64_t k = 0; k < tile.size(); ++k) {
-            R::for_each_tile(b_.pitch, [&](auto vectors, int64_t c) {
-                typename R::V sum[decltype(vectors)::value] = {};
-                R::add_slice(sum, t, k, b_.pitch, c);
-                R::store_row(row + c, sum);
-            });
+            R::slice(t, k, k + 1, b_.pitch, zero, row);
             std::copy_n(row, p_.num_classes, static_cast<T*>(p_.out) + point(tile, k) * p_.num_classes);
         }
     }

@@ -159,7 +159,7 @@ private:
 
     template <class T>
     OVS_INLINE static void take(const Block& block, int64_t k, TileTable<kD>& table, uint16_t* local, T* weights) {
-        for_each_coordinate<kD + 1>([&](int r) {
+        for_each_coordinate<kD + 1>([&](int r) OVS_INLINE_LAMBDA {
             uint64_t key[kWords];
             for (int w = 0; w < kWords; ++w) key[w] = block.keys[r][w][k];
             local[r] = table.number_of(key);

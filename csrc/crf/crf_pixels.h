@@ -42,45 +42,34 @@ struct Pixels {
 
     // The largest of all lanes, and their sum, in every lane.
     OVS_INLINE static V largest(V v) {
-        OVS_UNROLL
-        for (int step = kLanes / 2; step > 0; step /= 2) {
-            const V other = turned(v, step);
-            v = other > v ? other : v;
-        }
-        return v;
+        if constexpr (kLanes > 4) v = larger(v, turned<4>(v));
+        if constexpr (kLanes > 2) v = larger(v, turned<2>(v));
+        return larger(v, turned<1>(v));
     }
     OVS_INLINE static V total(V v) {
-        OVS_UNROLL
-        for (int step = kLanes / 2; step > 0; step /= 2) v += turned(v, step);
-        return v;
+        if constexpr (kLanes > 4) v += turned<4>(v);
+        if constexpr (kLanes > 2) v += turned<2>(v);
+        return v + turned<1>(v);
     }
 
-    template <int kTile>
-    OVS_INLINE static void softmax(V (&v)[kTile]) {
-        V top = v[0], sum = {};
-        OVS_UNROLL
-        for (int k = 1; k < kTile; ++k) top = v[k] > top ? v[k] : top;
-        top = largest(top);
-        OVS_UNROLL
-        for (int k = 0; k < kTile; ++k) sum += v[k] = exp2_nonpositive<V>((v[k] - top) * kLog2E);
-        const V inverse = T(1) / total(sum);
-        OVS_UNROLL
-        for (int k = 0; k < kTile; ++k) v[k] *= inverse;
-    }
-    static void softmax(T* row, int64_t pitch) {
-        V top = load<V>(row), sum = {};
-        for (int64_t c = kLanes; c < pitch; c += kLanes) {
-            const V v = load<V>(row + c);
-            top = v > top ? v : top;
+    // Of `count` rows; `to` may be `from`.
+    static void softmax(const T* from, T* to, int64_t count, int64_t pitch) {
+        switch (pitch / kLanes) {
+            case 1:
+                return softmax<1>(from, to, count);
+            case 2:
+                return softmax<2>(from, to, count);
+            case 3:
+                return softmax<3>(from, to, count);
+            case 4:
+                return softmax<4>(from, to, count);
+            case 6:
+                return softmax<6>(from, to, count);
+            case 8:
+                return softmax<8>(from, to, count);
+            default:
+                for (int64_t k = 0; k < count; ++k) softmax_row(from + k * pitch, to + k * pitch, pitch);
         }
-        top = largest(top);
-        for (int64_t c = 0; c < pitch; c += kLanes) {
-            const V e = exp2_nonpositive<V>((load<V>(row + c) - top) * kLog2E);
-            sum += e;
-            store(row + c, e);
-        }
-        const V inverse = T(1) / total(sum);
-        for (int64_t c = 0; c < pitch; c += kLanes) store(row + c, load<V>(row + c) * inverse);
     }
 
     // Planes of probabilities or energies to the rows of logits of a tile.
@@ -137,11 +126,48 @@ struct Pixels {
 private:
     static constexpr T kLog2E = static_cast<T>(1.44269504088896340736);
 
-    OVS_INLINE static V turned(const V& v, int step) {
-        Ints numbers = {};
-        OVS_UNROLL
-        for (int k = 0; k < kLanes; ++k) numbers[k] = k ^ step;
-        return shuffle(v, v, numbers);
+    template <int kTile>
+    static void softmax(const T* from, T* to, int64_t count) {
+        for (int64_t row = 0; row < count; ++row, from += kTile * kLanes, to += kTile * kLanes) {
+            V v[kTile];
+            R::load_row(v, from);
+            V top = v[0], sum = {};
+            OVS_UNROLL
+            for (int k = 1; k < kTile; ++k) top = larger(top, v[k]);
+            top = largest(top);
+            OVS_UNROLL
+            for (int k = 0; k < kTile; ++k) v[k] = exp2_nonpositive<V>((v[k] - top) * kLog2E);
+            OVS_UNROLL
+            for (int k = 0; k < kTile; ++k) sum += v[k];
+            const V inverse = T(1) / total(sum);
+            OVS_UNROLL
+            for (int k = 0; k < kTile; ++k) v[k] *= inverse;
+            R::store_row(to, v);
+        }
+    }
+    static void softmax_row(const T* from, T* to, int64_t pitch) {
+        V top = load<V>(from), sum = {};
+        for (int64_t c = kLanes; c < pitch; c += kLanes) top = larger(top, load<V>(from + c));
+        top = largest(top);
+        for (int64_t c = 0; c < pitch; c += kLanes) {
+            const V e = exp2_nonpositive<V>((load<V>(from + c) - top) * kLog2E);
+            sum += e;
+            store(to + c, e);
+        }
+        const V inverse = T(1) / total(sum);
+        for (int64_t c = 0; c < pitch; c += kLanes) store(to + c, load<V>(to + c) * inverse);
+    }
+
+    OVS_INLINE static V larger(const V& a, const V& b) { return b > a ? b : a; }
+
+    // Lane k gets lane k ^ kStep.
+    template <int kStep>
+    OVS_INLINE static V turned(const V& v) {
+        return turned<kStep>(v, std::make_integer_sequence<int, kLanes>{});
+    }
+    template <int kStep, int... kLane>
+    OVS_INLINE static V turned(const V& v, std::integer_sequence<int, kLane...>) {
+        return shuffle(v, v, Ints{(kLane ^ kStep)...});
     }
 
     // Calls fn(pixel, how many) for the pixels of a tile, in its order.

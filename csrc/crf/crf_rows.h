@@ -57,37 +57,77 @@ struct Rows {
         for (int k = 0; k < kTile; ++k) store(row + k * kLanes, values[k]);
     }
 
-    // Adds after * the slice at point k of a tile, classes c and on.
-    template <int kTile>
-    OVS_INLINE static void add_slice(V (&sum)[kTile], const TileTerm<T>& t, int64_t k, int64_t pitch, int64_t c) {
-        const uint16_t* const local = t.local + k * t.corners;
-        const T* const weights = t.weights + k * t.corners;
-        const T* const in = t.in + c;
-        V part[kTile] = {};
-        for (int r = 0; r < t.corners; ++r) add_row(part, weights[r], in + local[r] * pitch);
-        const T after = t.after[k];
-        OVS_UNROLL
-        for (int j = 0; j < kTile; ++j) sum[j] += after * part[j];
+    // Calls fn(corner); straight-line code for a number known beforehand.
+    template <int kCorners, class Fn>
+    OVS_INLINE static void for_each_corner(int corners, const Fn& fn) {
+        if constexpr (kCorners > 0) {
+            for_each_coordinate<kCorners>(fn);
+        } else {
+            for (int r = 0; r < corners; ++r) fn(r);
+        }
     }
 
-    // Sends before * q from point k of a tile, classes c and on.
-    template <int kTile>
-    OVS_INLINE static void splat(const V (&q)[kTile], const TileTerm<T>& t, int64_t k, int64_t pitch, int64_t c) {
-        const uint16_t* const local = t.local + k * t.corners;
-        const T* const weights = t.weights + k * t.corners;
-        const T before = t.before[k];
-        T* const parts = t.parts + c;
-        V scaled[kTile];
-        OVS_UNROLL
-        for (int j = 0; j < kTile; ++j) scaled[j] = before * q[j];
-        for (int r = 0; r < t.corners; ++r) {
-            T* const row = parts + local[r] * pitch;
-            V sum[kTile];
-            load_row(sum, row);
+    // to = from + after * slice for points `begin` to `end` of a tile, kTile vectors of classes of each: rows of
+    // `pitch`, those of `from` and `to` beginning with point `begin`.
+    template <int kTile, int kCorners>
+    OVS_INLINE static void slice(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* from, T* to,
+                                 const T* in) {
+        const int corners = kCorners > 0 ? kCorners : t.corners;
+        const uint16_t* local = t.local + begin * corners;
+        const T* weights = t.weights + begin * corners;
+        for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, from += pitch, to += pitch) {
+            V part[kTile] = {}, sum[kTile];
+            for_each_corner<kCorners>(corners, [&](int r) OVS_INLINE_LAMBDA { add_row(part, weights[r], in + local[r] * pitch); });
+            load_row(sum, from);
+            const T after = t.after[k];
             OVS_UNROLL
-            for (int j = 0; j < kTile; ++j) sum[j] += weights[r] * scaled[j];
-            store_row(row, sum);
+            for (int j = 0; j < kTile; ++j) sum[j] += after * part[j];
+            store_row(to, sum);
         }
+    }
+
+    // Sends before * q from points `begin` to `end` of a tile.
+    template <int kTile, int kCorners>
+    OVS_INLINE static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q,
+                                 T* parts) {
+        const int corners = kCorners > 0 ? kCorners : t.corners;
+        const uint16_t* local = t.local + begin * corners;
+        const T* weights = t.weights + begin * corners;
+        for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, q += pitch) {
+            const T before = t.before[k];
+            V scaled[kTile];
+            load_row(scaled, q);
+            OVS_UNROLL
+            for (int j = 0; j < kTile; ++j) scaled[j] *= before;
+            for_each_corner<kCorners>(corners, [&](int r) OVS_INLINE_LAMBDA {
+                T* const row = parts + local[r] * pitch;
+                V sum[kTile];
+                load_row(sum, row);
+                OVS_UNROLL
+                for (int j = 0; j < kTile; ++j) sum[j] += weights[r] * scaled[j];
+                store_row(row, sum);
+            });
+        }
+    }
+
+    // The same for all classes; straight-line code for the lattices of positions and of positions and colours.
+    static void slice(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* from, T* to) {
+        for_each_tile(pitch, [&](auto vectors, int64_t c) {
+            constexpr int kTile = decltype(vectors)::value;
+            const bool whole = pitch == kTile * kLanes;
+            if (t.corners == 3 && whole) return slice<kTile, 3>(t, begin, end, kTile * kLanes, from, to, t.in);
+            if (t.corners == 6 && whole) return slice<kTile, 6>(t, begin, end, kTile * kLanes, from, to, t.in);
+            slice<kTile, 0>(t, begin, end, pitch, from + c, to + c, t.in + c);
+        });
+    }
+    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q) {
+        for_each_tile(pitch, [&](auto vectors, int64_t c) {
+            constexpr int kTile = decltype(vectors)::value;
+            const bool whole = pitch == kTile * kLanes;
+            if (t.corners == 3 && whole) return splat<kTile, 3>(t, begin, end, kTile * kLanes, q, t.parts);
+            if (t.corners == 6 && whole) return splat<kTile, 6>(t, begin, end, kTile * kLanes, q, t.parts);
+            splat<kTile, 0>(t, begin, end, pitch, q + c, t.parts + c);
+        });
     }
 };
 

@@ -12,6 +12,8 @@ namespace ovs {
 namespace OVS_ISA {
 namespace {
 
+#define OVS_INLINE_LAMBDA __attribute__((always_inline))
+
 // Calls fn(k) for k = 0 .. kCount - 1; straight-line code if these are few.
 template <int... kIndex, class Fn>
 OVS_INLINE void call_each(std::integer_sequence<int, kIndex...>, const Fn& fn) {
@@ -42,7 +44,7 @@ struct SimplexBlock {
     // features: divided by their scales, overwritten.
     OVS_INLINE void find(V (&features)[kD], const double* lengths) {
         V e[kD + 1], total = {};
-        for_each_coordinate<kD>([&](int k) {
+        for_each_coordinate<kD>([&](int k) OVS_INLINE_LAMBDA {
             const int i = kD - k;
             const V c = features[i - 1] * lengths[i - 1];
             e[i] = total - static_cast<double>(i) * c;
@@ -51,12 +53,12 @@ struct SimplexBlock {
         e[0] = total;
         const double largest = largest_position(kD);
         Mask valid = Mask{} - 1;
-        for_each_coordinate<kD + 1>([&](int i) {
+        for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
             e[i] = rounded(e[i] * (1.0 / kLatticeQuantum)) * kLatticeQuantum;
             valid &= (Mask)(e[i] <= largest) & (Mask)(e[i] >= -largest);  // NaN: no
         });
         store(inside, valid);
-        for_each_coordinate<kD + 1>([&](int i) { e[i] = valid ? e[i] : V{}; });
+        for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA { e[i] = valid ? e[i] : V{}; });
         V place[kD + 1], base[kD + 1];
         rank(e, place, base);
         locate(e, place, base);
@@ -72,21 +74,21 @@ private:
         constexpr double kCorners = kD + 1;
         const V zero = {}, one = zero + 1.0;
         V residual[kD + 1], excess = {};
-        for_each_coordinate<kD + 1>([&](int i) {
+        for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
             base[i] = rounded(e[i] / kCorners);
             residual[i] = e[i] - base[i] * kCorners;
             excess += base[i];
             place[i] = zero;
         });
-        for_each_coordinate<kD>([&](int i) {
-            for_each_coordinate<kD + 1>([&](int j) {
+        for_each_coordinate<kD>([&](int i) OVS_INLINE_LAMBDA {
+            for_each_coordinate<kD + 1>([&](int j) OVS_INLINE_LAMBDA {
                 if (j <= i) return;
                 const Mask second = residual[i] < residual[j];
                 place[i] += second ? one : zero;
                 place[j] += second ? zero : one;
             });
         });
-        for_each_coordinate<kD + 1>([&](int i) {
+        for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
             const V shifted = place[i] + excess;
             const V turn = shifted > zero + kD ? one : (shifted < zero ? -one : zero);
             place[i] = shifted - turn * kCorners;
@@ -97,16 +99,16 @@ private:
     // Weights and keys.
     OVS_INLINE void locate(const V (&e)[kD + 1], const V (&place)[kD + 1], const V (&base)[kD + 1]) {
         Bits key[kWords] = {};
-        for_each_coordinate<kD + 1>([&](int i) {
+        for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
             const V biased = base[i] + (kRound + 32768.0);
             key[i / kKeyFields] += ((Bits)biased & 0xffffu) << (16 * (i % kKeyFields));
         });
         store_key(0, key);
         V next = {}, first = {};
-        for_each_coordinate<kD + 1>([&](int r) {  // the coordinate in place kD - r, smallest residual first
+        for_each_coordinate<kD + 1>([&](int r) OVS_INLINE_LAMBDA {  // the coordinate in place kD - r, smallest residual first
             V sorted = {};
             Bits back[kWords] = {};
-            for_each_coordinate<kD + 1>([&](int i) {
+            for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
                 const Mask here = place[i] == static_cast<double>(kD - r);
                 sorted = here ? e[i] - base[i] : sorted;
                 back[i / kKeyFields] |= (Bits)here & (uint64_t{kD + 1} << (16 * (i % kKeyFields)));

@@ -25,8 +25,8 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int64_t kTilePoints = 1024;  // at most; times the vertices of a simplex they are counted in 16 bits
-constexpr int64_t kTileSide = 32;
+constexpr int64_t kTilePoints = 3072;  // at most; times the vertices of a simplex they are counted in 16 bits
+constexpr int64_t kTileSide = 48;
 static_assert(kTilePoints * (kMaxLatticeFeatures + 1) < 65536, "a tile's vertices are numbered in 16 bits");
 
 struct Tile {
@@ -45,8 +45,8 @@ struct Tiles {
         if (num_points == 0) return;
         width = image_width > 0 ? image_width : num_points;
         height = num_points / width;
-        tile_width = std::min(width, kTilePoints / std::min(height, kTileSide));
-        tile_height = std::min(height, kTilePoints / tile_width);
+        tile_width = even_share(width, kTilePoints / std::min(height, kTileSide));
+        tile_height = even_share(height, kTilePoints / tile_width);
         across = ceil_div(width, tile_width);
         count = across * ceil_div(height, tile_height);
     }
@@ -60,6 +60,10 @@ struct Tiles {
         t.first = t.y * width + t.x * t.height;
         return t;
     }
+
+private:
+    // The least part of `size` of which as few as possible make the whole, none above `most`.
+    static int64_t even_share(int64_t size, int64_t most) { return ceil_div(size, ceil_div(size, most)); }
 };
 
 struct LatticeView {
