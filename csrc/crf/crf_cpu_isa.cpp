@@ -70,10 +70,10 @@ private:
     using V = typename R::V;
 
     void start(const CrfTerm& t, CrfState<T>& s) {
-        if (t.exact) return ExactGaussian<T>(p_, t, s, b_.pitch, threads_).start();
+        if (t.exact) return ExactGaussian<T>(p_, t, s, b_.pitch, threads_).start(kLog2E);
         LatticeRows<T>(t, s, b_.pitch).start();
         LatticeFactors<T>(t, s, tiles_, b_.sums, b_.ones)
-            .find(p_.normalization, false, t.compat_rank == 0 ? t.compat : 1.0, threads_);
+            .find(p_.normalization, false, kLog2E * (t.compat_rank == 0 ? t.compat : 1.0), threads_);
     }
 
     void sum_down(const CrfTerm& t, CrfState<T>& s) {
@@ -110,10 +110,13 @@ private:
             for (int64_t begin = 0; begin < tile.size(); begin += kRun) {
                 const int64_t end = std::min(tile.size(), begin + kRun);
                 const T* source = from + begin * b_.pitch;
+                R::prefetch_row(source + kRun * b_.pitch, kRun * b_.pitch / R::kLanes);
                 T* const q = keep ? rows + begin * b_.pitch : rows;
                 for (int m = 0; m < in; ++m, source = q) R::slice(terms[m], begin, end, b_.pitch, source, q);
-                Pixels<T>::softmax(source, q, end - begin, b_.pitch);
-                for (int m = 0; m < out; ++m) R::splat(terms[m], begin, end, b_.pitch, q);
+                T inverse[kRun];
+                Pixels<T>::softmax(source, q, end - begin, b_.pitch, inverse);
+                for (int m = 0; m < out; ++m) R::splat(terms[m], begin, end, b_.pitch, q, inverse);
+                if (keep) Pixels<T>::scale(q, end - begin, b_.pitch, inverse);
             }
             if (last) {
                 Pixels<T>::write(p_, tile, b_.pitch, rows);
@@ -194,9 +197,10 @@ private:
         lattice_.clear_tile(t);
         T* const row = b_.pixels + worker * kTilePoints * b_.pitch;
         std::fill_n(row, b_.pitch, T(0));
+        const T one = 1;
         for (int64_t k = 0; k < tile.size(); ++k) {
             std::copy_n(static_cast<const T*>(p_.scores) + point(tile, k) * p_.num_classes, p_.num_classes, row);
-            R::splat(t, k, k + 1, b_.pitch, row);
+            R::splat(t, k, k + 1, b_.pitch, row, &one);
         }
     }
 

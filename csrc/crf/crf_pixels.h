@@ -1,4 +1,4 @@
-// Rows of classes of pixels on a CPU: from and to planes, and the softmax; included per instruction-set level.
+// Rows of classes of pixels on a CPU: from and to planes, and the softmax of logarithms to base 2; included per instruction-set level.
 #pragma once
 #include "common/exp2.h"
 #include "common/transpose.h"
@@ -10,6 +10,7 @@ namespace {
 
 constexpr double kPadLogit = -3e38;  // of the classes that pad a row: below every clamped energy, so Q is 0 there
 constexpr double kLargestEnergy = 1e30;
+constexpr double kLog2E = 1.44269504088896340736;  // logits and messages are logarithms to base 2
 
 // log(x) for normal positive x as straight-line code: x = m 2^n with m near 1, and the series of atanh((m - 1) / (m +
 // 1)), worst absolute error 2e-7 max(1, |log x|).
@@ -40,35 +41,27 @@ struct Pixels {
     using Ints = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, R::kLanes>;
     static constexpr int kLanes = R::kLanes;
 
-    // The largest of all lanes, and their sum, in every lane.
-    OVS_INLINE static V largest(V v) {
-        if constexpr (kLanes > 4) v = larger(v, turned<4>(v));
-        if constexpr (kLanes > 2) v = larger(v, turned<2>(v));
-        return larger(v, turned<1>(v));
-    }
-    OVS_INLINE static V total(V v) {
-        if constexpr (kLanes > 4) v += turned<4>(v);
-        if constexpr (kLanes > 2) v += turned<2>(v);
-        return v + turned<1>(v);
-    }
-
-    // Of `count` rows; `to` may be `from`.
-    static void softmax(const T* from, T* to, int64_t count, int64_t pitch) {
+    // Rows of 2^(row - its largest), from `from` to `to`, which may be the same, and 1 / the sum of each to `inverse`.
+    static void softmax(const T* from, T* to, int64_t count, int64_t pitch, T* inverse) {
         switch (pitch / kLanes) {
             case 1:
-                return softmax<1>(from, to, count);
+                return softmax<1>(from, to, count, pitch, inverse);
             case 2:
-                return softmax<2>(from, to, count);
+                return softmax<2>(from, to, count, pitch, inverse);
             case 3:
-                return softmax<3>(from, to, count);
+                return softmax<3>(from, to, count, pitch, inverse);
             case 4:
-                return softmax<4>(from, to, count);
+                return softmax<4>(from, to, count, pitch, inverse);
             case 6:
-                return softmax<6>(from, to, count);
-            case 8:
-                return softmax<8>(from, to, count);
+                return softmax<6>(from, to, count, pitch, inverse);
             default:
-                for (int64_t k = 0; k < count; ++k) softmax_row(from + k * pitch, to + k * pitch, pitch);
+                return softmax<0>(from, to, count, pitch, inverse);
+        }
+    }
+
+    static void scale(T* rows, int64_t count, int64_t pitch, const T* factors) {
+        for (int64_t k = 0; k < count; ++k, rows += pitch) {
+            for (int64_t c = 0; c < pitch; c += kLanes) store(rows + c, factors[k] * load<V>(rows + c));
         }
     }
 
@@ -124,50 +117,64 @@ struct Pixels {
     }
 
 private:
-    static constexpr T kLog2E = static_cast<T>(1.44269504088896340736);
-
-    template <int kTile>
-    static void softmax(const T* from, T* to, int64_t count) {
-        for (int64_t row = 0; row < count; ++row, from += kTile * kLanes, to += kTile * kLanes) {
-            V v[kTile];
-            R::load_row(v, from);
-            V top = v[0], sum = {};
-            OVS_UNROLL
-            for (int k = 1; k < kTile; ++k) top = larger(top, v[k]);
-            top = largest(top);
-            OVS_UNROLL
-            for (int k = 0; k < kTile; ++k) v[k] = exp2_nonpositive<V>((v[k] - top) * kLog2E);
-            OVS_UNROLL
-            for (int k = 0; k < kTile; ++k) sum += v[k];
-            const V inverse = T(1) / total(sum);
-            OVS_UNROLL
-            for (int k = 0; k < kTile; ++k) v[k] *= inverse;
-            R::store_row(to, v);
-        }
-    }
-    static void softmax_row(const T* from, T* to, int64_t pitch) {
-        V top = load<V>(from), sum = {};
-        for (int64_t c = kLanes; c < pitch; c += kLanes) top = larger(top, load<V>(from + c));
-        top = largest(top);
-        for (int64_t c = 0; c < pitch; c += kLanes) {
-            const V e = exp2_nonpositive<V>((load<V>(from + c) - top) * kLog2E);
-            sum += e;
-            store(to + c, e);
-        }
-        const V inverse = T(1) / total(sum);
-        for (int64_t c = 0; c < pitch; c += kLanes) store(to + c, load<V>(to + c) * inverse);
-    }
-
     OVS_INLINE static V larger(const V& a, const V& b) { return b > a ? b : a; }
 
-    // Lane k gets lane k ^ kStep.
-    template <int kStep>
-    OVS_INLINE static V turned(const V& v) {
-        return turned<kStep>(v, std::make_integer_sequence<int, kLanes>{});
+    // As many pixels as lanes at a time, so that no sum goes across lanes. kVectors: of a row, 0 if known at run time
+    // only.
+    template <int kVectors>
+    static void softmax(const T* from, T* to, int64_t count, int64_t pitch, T* inverse) {
+        const int64_t width = kVectors > 0 ? kVectors * kLanes : pitch;
+        for (int64_t row = 0; row < count; row += kLanes) {
+            const int64_t lanes = std::min<int64_t>(kLanes, count - row);
+            const T* const in = from + row * width;
+            V tops[kLanes], sums[kLanes];
+            OVS_UNROLL
+            for (int k = 0; k < kLanes; ++k) tops[k] = top_of<kVectors>(in + (k < lanes ? k : 0) * width, width);
+            transpose_square<T>(tops);
+            OVS_UNROLL
+            for (int k = 1; k < kLanes; ++k) tops[0] = larger(tops[0], tops[k]);
+            T top[kLanes];
+            store(top, tops[0]);
+            for (int k = 0; k < kLanes; ++k) {
+                sums[k] = V{} + T(1);
+                if (k >= lanes) continue;
+                sums[k] = exponentials<kVectors>(in + k * width, to + (row + k) * width, width, top[k]);
+            }
+            transpose_square<T>(sums);
+            OVS_UNROLL
+            for (int k = 1; k < kLanes; ++k) sums[0] += sums[k];
+            store_some(inverse + row, T(1) / sums[0], lanes);
+        }
     }
-    template <int kStep, int... kLane>
-    OVS_INLINE static V turned(const V& v, std::integer_sequence<int, kLane...>) {
-        return shuffle(v, v, Ints{(kLane ^ kStep)...});
+
+    template <int kVectors>
+    OVS_INLINE static V top_of(const T* row, int64_t width) {
+        V top = load<V>(row);
+        if constexpr (kVectors > 0) {
+            OVS_UNROLL
+            for (int k = 1; k < kVectors; ++k) top = larger(top, load<V>(row + k * kLanes));
+        } else {
+            for (int64_t c = kLanes; c < width; c += kLanes) top = larger(top, load<V>(row + c));
+        }
+        return top;
+    }
+
+    // Returns the sum of all vectors.
+    template <int kVectors>
+    OVS_INLINE static V exponentials(const T* from, T* to, int64_t width, T top) {
+        V sum = {};
+        const auto step = [&](int64_t c) OVS_INLINE_LAMBDA {
+            const V e = exp2_nonpositive<V>(load<V>(from + c) - top);
+            sum += e;
+            store(to + c, e);
+        };
+        if constexpr (kVectors > 0) {
+            OVS_UNROLL
+            for (int k = 0; k < kVectors; ++k) step(k * kLanes);
+        } else {
+            for (int64_t c = 0; c < width; c += kLanes) step(c);
+        }
+        return sum;
     }
 
     // Calls fn(pixel, how many) for the pixels of a tile, in its order.
@@ -196,11 +203,11 @@ private:
         if (p.energies) {
             const V most = V{} + static_cast<T>(kLargestEnergy);
             const V energy = score < most ? score : most;  // NaN too
-            return -(energy > -most ? energy : -most);
+            return static_cast<T>(-kLog2E) * (energy > -most ? energy : -most);
         }
         const V least = V{} + static_cast<T>(p.clip), one = V{} + T(1);
         const V clipped = score > least ? score : least;  // NaN too
-        return log_positive<V>(clipped < one ? clipped : one);
+        return static_cast<T>(kLog2E) * log_positive<V>(clipped < one ? clipped : one);
     }
 
     OVS_INLINE static void write_labels(const CrfProblem& p, int64_t pixel, int64_t lanes, const Ints& label) {

@@ -51,6 +51,9 @@ struct Rows {
         OVS_UNROLL
         for (int k = 0; k < kTile; ++k) values[k] = load<V>(row + k * kLanes);
     }
+    OVS_INLINE static void prefetch_row(const T* row, int64_t vectors) {
+        for (int64_t k = 0; k < vectors * kLanes; k += 64 / sizeof(T)) __builtin_prefetch(row + k);
+    }
     template <int kTile>
     OVS_INLINE static void store_row(T* row, const V (&values)[kTile]) {
         OVS_UNROLL
@@ -86,15 +89,15 @@ struct Rows {
         }
     }
 
-    // Sends before * q from points `begin` to `end` of a tile.
+    // Sends before * factors * q from points `begin` to `end` of a tile, whose factors and rows `q` begin there too.
     template <int kTile, int kCorners>
     OVS_INLINE static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q,
-                                 T* parts) {
+                                 const T* factors, T* parts) {
         const int corners = kCorners > 0 ? kCorners : t.corners;
         const uint16_t* local = t.local + begin * corners;
         const T* weights = t.weights + begin * corners;
         for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, q += pitch) {
-            const T before = t.before[k];
+            const T before = t.before[k] * factors[k - begin];
             V scaled[kTile];
             load_row(scaled, q);
             OVS_UNROLL
@@ -120,13 +123,14 @@ struct Rows {
             slice<kTile, 0>(t, begin, end, pitch, from + c, to + c, t.in + c);
         });
     }
-    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q) {
+    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q,
+                      const T* factors) {
         for_each_tile(pitch, [&](auto vectors, int64_t c) {
             constexpr int kTile = decltype(vectors)::value;
             const bool whole = pitch == kTile * kLanes;
-            if (t.corners == 3 && whole) return splat<kTile, 3>(t, begin, end, kTile * kLanes, q, t.parts);
-            if (t.corners == 6 && whole) return splat<kTile, 6>(t, begin, end, kTile * kLanes, q, t.parts);
-            splat<kTile, 0>(t, begin, end, pitch, q + c, t.parts + c);
+            if (t.corners == 3 && whole) return splat<kTile, 3>(t, begin, end, kTile * kLanes, q, factors, t.parts);
+            if (t.corners == 6 && whole) return splat<kTile, 6>(t, begin, end, kTile * kLanes, q, factors, t.parts);
+            splat<kTile, 0>(t, begin, end, pitch, q + c, factors, t.parts + c);
         });
     }
 };
