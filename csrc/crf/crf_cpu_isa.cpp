@@ -93,7 +93,9 @@ private:
 
     // Q = softmax(logits + messages), without messages the first time; to the lattices or, the last time, the caller.
     void pass(bool first, bool last) {
-        for_each_item(tiles_.count, threads_, [&](int worker, int64_t number) {
+        backward_ = !backward_;  // what the pass before has read last is in the caches still
+        for_each_item(tiles_.count, threads_, [&](int worker, int64_t item) {
+            const int64_t number = backward_ ? tiles_.count - 1 - item : item;
             const Tile tile = tiles_[number];
             T* const logits = b_.logits + tile.first * b_.pitch;
             T* const rows = b_.pixels + worker * kTilePoints * b_.pitch;
@@ -166,6 +168,7 @@ private:
     Workspace ws_;
     CrfBuffers<T> b_;
     Tiles tiles_;
+    bool backward_ = true;
 };
 
 template <class T>

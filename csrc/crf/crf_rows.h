@@ -171,7 +171,13 @@ public:
 
     void read_tile(int64_t number, const TileTerm<T>& t) const {
         const int32_t* const vertex_of = s_.vertex_of + lattice_.first_row(number);
-        for (int64_t k = 0; k < t.num_rows; ++k) std::copy_n(s_.rows + vertex_of[k] * pitch_, pitch_, t.in + k * pitch_);
+        R::for_each_tile(pitch_, [&](auto vectors, int64_t c) {
+            for (int64_t k = 0; k < t.num_rows; ++k) {
+                typename R::V row[decltype(vectors)::value];
+                R::load_row(row, s_.rows + vertex_of[k] * pitch_ + c);
+                R::store_row(t.in + k * pitch_ + c, row);
+            }
+        });
     }
     void clear_tile(const TileTerm<T>& t) const { std::fill_n(t.parts, t.num_rows * pitch_, T(0)); }
 
