@@ -12,8 +12,8 @@ namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-constexpr int kClassGranule = 8;         // rows of classes are padded to a multiple of it
-constexpr int64_t kLeastSlots = 1024;    // of a tile's table, which grows
+constexpr int kClassGranule = 8;       // rows of classes are padded to a multiple of it
+constexpr int64_t kLeastSlots = 1024;  // of a tile's table, which grows
 
 inline int64_t power_of_two_from(int64_t least) {
     int64_t size = 1;
@@ -55,16 +55,16 @@ struct LatticeBuffers {
 // What is kept of a term.
 template <class T>
 struct CrfState {
-    T* parts;            // [rows, pitch] a lattice: what the tiles send; without a vertex or not
-    T* at;               // [V + 1, pitch] its vertices
-    T* next;             // the same after a blur
-    const T* rows;       // what the pixels read: `at`, `next`, or `down`
-    int32_t* vertex_of;  // [rows] V: none
+    T* parts;                     // [rows, pitch] a lattice: what the tiles send; without a vertex or not
+    T* at;                        // [V + 1, pitch] its vertices
+    T* next;                      // the same after a blur
+    const T* rows;                // what the pixels read: `at`, `next`, or `down`
+    int32_t* vertex_of;           // [rows] V: none
     int64_t num_rows, most_rows;  // of all tiles, of a tile
-    T *before, *after;   // [N] the factors of the normalisation; a lattice: in the order of the tiles
-    T* down;             // [N, pitch] exact Gaussian: the sums along columns
-    T* kernel[2];        // [longest] exact Gaussian: weights by distance, along x and along y
-    int64_t reach[2];    // the largest distance
+    T *before, *after;            // [N] the factors of the normalisation; a lattice: in the order of the tiles
+    T* down;                      // [N, pitch] exact Gaussian: the sums along columns
+    T* kernel[2];                 // [longest] exact Gaussian: weights by distance, along x and along y
+    int64_t reach[2];             // the largest distance
 };
 
 // What a tile needs of a lattice.
@@ -73,7 +73,7 @@ struct TileTerm {
     const uint16_t* local;  // [points of the tile, corners]
     const T* weights;       // the same
     const T *before, *after;
-    T* in;    // [rows of the tile, pitch] the vertices
+    T* in;     // [rows of the tile, pitch] the vertices
     T* parts;  // [rows of the tile, pitch]
     int64_t num_rows;
     int corners;
@@ -81,17 +81,17 @@ struct TileTerm {
 
 template <class T>
 struct CrfBuffers {
-    int64_t pitch;        // classes of a row, padded
-    int64_t longest;      // side of the image
-    bool exact;           // there is an exact Gaussian
-    T* logits;            // [N, pitch] -E in the order of the tiles; the filter does without
-    T* q;                 // [N, pitch] row by row, for an exact Gaussian
-    T* sums;              // [most rows] response to ones
-    T* ones[2];           // [most vertices + 1]
-    T* pixels;            // [threads, kTilePoints, pitch]
-    T* vertices;          // [threads, rows_of_tile, pitch]
-    CrfState<T>* states;  // [terms]
-    TileTerm<T>* tile_terms;  // [threads, terms]
+    int64_t pitch;             // classes of a row, padded
+    int64_t longest;           // side of the image
+    bool exact;                // there is an exact Gaussian
+    T* logits;                 // [N, pitch] -E in the order of the tiles; the filter does without
+    T* q;                      // [N, pitch] row by row, for an exact Gaussian
+    T* sums;                   // [most rows] response to ones
+    T* ones[2];                // [most vertices + 1]
+    T* pixels;                 // [threads, kTilePoints, pitch]
+    T* vertices;               // [threads, rows_of_tile, pitch]
+    CrfState<T>* states;       // [terms]
+    TileTerm<T>* tile_terms;   // [threads, terms]
     int64_t rows_of_tile = 0;  // for all terms
 
     CrfBuffers(const CrfProblem& p, bool filter, int threads, Workspace& ws) {

@@ -123,10 +123,11 @@ private:
             if (last) {
                 Pixels<T>::write(p_, tile, b_.pitch, rows);
             } else if (b_.exact) {
-                for (int64_t y = 0; y < tile.height; ++y) {
-                    std::copy_n(rows + y * tile.width * b_.pitch, tile.width * b_.pitch,
-                                b_.q + ((tile.y + y) * p_.width + tile.x) * b_.pitch);
-                }
+                const T* row = rows;
+                tile.for_each_run([&](int64_t x, int64_t y, int64_t length) {
+                    std::copy_n(row, length * b_.pitch, b_.q + (y * p_.width + x) * b_.pitch);
+                    row += length * b_.pitch;
+                });
             }
         });
     }
@@ -148,16 +149,18 @@ private:
 
     void add_exact(const Tile& tile, const T* logits, T* rows) const {
         R::for_each_tile(b_.pitch, [&](auto vectors, int64_t c) {
-            for (int64_t k = 0; k < tile.size(); ++k) {
-                const int64_t x = tile.x + k % tile.width, i = (tile.y + k / tile.width) * p_.width + x;
-                V sum[decltype(vectors)::value];
-                R::load_row(sum, logits + k * b_.pitch + c);
-                for (int m = 0; m < p_.num_terms; ++m) {
-                    if (!p_.terms[m].exact) continue;
-                    ExactGaussian<T>::add_across(b_.states[m], i, x, p_.width, b_.pitch, c, sum);
+            int64_t at = c;
+            tile.for_each_run([&](int64_t first, int64_t y, int64_t length) {
+                for (int64_t x = first; x < first + length; ++x, at += b_.pitch) {
+                    V sum[decltype(vectors)::value];
+                    R::load_row(sum, logits + at);
+                    for (int m = 0; m < p_.num_terms; ++m) {
+                        if (!p_.terms[m].exact) continue;
+                        ExactGaussian<T>::add_across(b_.states[m], y * p_.width + x, x, p_.width, b_.pitch, c, sum);
+                    }
+                    R::store_row(rows + at, sum);
                 }
-                R::store_row(rows + k * b_.pitch + c, sum);
-            }
+            });
         });
     }
 
@@ -201,10 +204,14 @@ private:
         T* const row = b_.pixels + worker * kTilePoints * b_.pitch;
         std::fill_n(row, b_.pitch, T(0));
         const T one = 1;
-        for (int64_t k = 0; k < tile.size(); ++k) {
-            std::copy_n(static_cast<const T*>(p_.scores) + point(tile, k) * p_.num_classes, p_.num_classes, row);
-            R::splat(t, k, k + 1, b_.pitch, row, &one);
-        }
+        int64_t k = 0;
+        tile.for_each_run([&](int64_t x, int64_t y, int64_t length) {
+            const T* values = static_cast<const T*>(p_.scores) + (y * tiles_.width + x) * p_.num_classes;
+            for (const int64_t end = k + length; k < end; ++k, values += p_.num_classes) {
+                std::copy_n(values, p_.num_classes, row);
+                R::splat(t, k, k + 1, b_.pitch, row, &one);
+            }
+        });
     }
 
     void slice(int worker, int64_t number) const {
@@ -214,14 +221,14 @@ private:
         T* const zero = b_.pixels + worker * kTilePoints * b_.pitch;
         T* const row = zero + b_.pitch;
         std::fill_n(zero, b_.pitch, T(0));
-        for (int64_t k = 0; k < tile.size(); ++k) {
-            R::slice(t, k, k + 1, b_.pitch, zero, row);
-            std::copy_n(row, p_.num_classes, static_cast<T*>(p_.out) + point(tile, k) * p_.num_classes);
-        }
-    }
-
-    int64_t point(const Tile& tile, int64_t k) const {
-        return (tile.y + k / tile.width) * tiles_.width + tile.x + k % tile.width;
+        int64_t k = 0;
+        tile.for_each_run([&](int64_t x, int64_t y, int64_t length) {
+            T* out = static_cast<T*>(p_.out) + (y * tiles_.width + x) * p_.num_classes;
+            for (const int64_t end = k + length; k < end; ++k, out += p_.num_classes) {
+                R::slice(t, k, k + 1, b_.pitch, zero, row);
+                std::copy_n(row, p_.num_classes, out);
+            }
+        });
     }
 
     const CrfProblem& p_;

@@ -129,9 +129,9 @@ private:
         T* weights = static_cast<T*>(p_.weights) + tile.first * kCorners;
         bool complete = true;
         Block block;
-        for (int64_t y = tile.y; y < tile.y + tile.height; ++y) {
-            for (int64_t x = tile.x; x < tile.x + tile.width; x += Block::kLanes) {
-                const int64_t lanes = std::min<int64_t>(Block::kLanes, tile.x + tile.width - x);
+        tile.for_each_run([&](int64_t first, int64_t y, int64_t length) {
+            for (int64_t x = first; x < first + length; x += Block::kLanes) {
+                const int64_t lanes = std::min<int64_t>(Block::kLanes, first + length - x);
                 typename Block::V features[kD];
                 read_features(x, y, lanes, features);
                 block.find(features, lengths_);
@@ -145,7 +145,7 @@ private:
                     }
                 }
             }
-        }
+        });
         if (!complete) {  // to the row after those of the vertices
             uint16_t* const begin = local - tile.size() * kCorners;
             std::replace(begin, local, kNowhere, static_cast<uint16_t>(table.count()));
@@ -248,8 +248,12 @@ private:
             uint64_t step[kWords] = {};
             next_along<kD>(step, axis);
             for (int64_t v = begin; v < end; ++v) {
-                uint64_t key[kWords];
-                for (int w = 0; w < kWords; ++w) key[w] = b_.keys[v * kWords + w] + step[w];
+                uint64_t key[kWords], soon[kWords];
+                for (int w = 0; w < kWords; ++w) {
+                    key[w] = b_.keys[v * kWords + w] + step[w];
+                    soon[w] = b_.keys[std::min(v + kAhead, end - 1) * kWords + w] + step[w];
+                }
+                __builtin_prefetch(b_.slots + (hash_key<kD>(soon) & (table - 1)));
                 const int32_t other = b_.slots[find_slot<kD>(b_.slots, table, b_.keys, key)];
                 if (other < 0) continue;
                 pairs[2 * v] = other;                                     // forward,

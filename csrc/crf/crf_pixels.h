@@ -1,4 +1,5 @@
-// Rows of classes of pixels on a CPU: from and to planes, and the softmax of logarithms to base 2; included per instruction-set level.
+// Rows of classes of pixels on a CPU: from and to planes, and the softmax of logarithms to base 2; included per
+// instruction-set level.
 #pragma once
 #include "common/exp2.h"
 #include "common/transpose.h"
@@ -28,8 +29,7 @@ OVS_INLINE V log_positive(const V& x) {
         const Ints n = (Ints)shifted >> 23;
         const V m = (V)((shifted & 0x007fffffu) + 0x3f3504f3u);
         const V f = (m - 1.0f) / (m + 1.0f), g = f * f;
-        const V series =
-            2.0f * f * (1.0f + g * (0.333333333f + g * (0.2f + g * (0.142857143f + g * 0.111111111f))));
+        const V series = 2.0f * f * (1.0f + g * (0.333333333f + g * (0.2f + g * (0.142857143f + g * 0.111111111f))));
         return __builtin_convertvector(n, V) * 0.693147181f + series;
     }
 }
@@ -180,12 +180,11 @@ private:
     // Calls fn(pixel, how many) for the pixels of a tile, in its order.
     template <class Fn>
     OVS_INLINE static void for_each_group(const CrfProblem& p, const Tile& tile, const Fn& fn) {
-        for (int64_t y = tile.y; y < tile.y + tile.height; ++y) {
-            const int64_t end = y * p.width + tile.x + tile.width;
-            for (int64_t pixel = end - tile.width; pixel < end; pixel += kLanes) {
-                fn(pixel, std::min<int64_t>(kLanes, end - pixel));
+        tile.for_each_run([&](int64_t x, int64_t y, int64_t length) {
+            for (int64_t k = 0; k < length; k += kLanes) {
+                fn(y * p.width + x + k, std::min<int64_t>(kLanes, length - k));
             }
-        }
+        });
     }
 
     OVS_INLINE static V load_some(const T* from, int64_t lanes) {

@@ -37,7 +37,8 @@ namespace {  // internal linkage: each instruction-set level keeps its own copy
 [[maybe_unused]] LatticeProblem problem_of(const LatticeParams& params, DType dtype) {
     const int64_t features = static_cast<int64_t>(params.scales.size());
     OVS_REQUIRE(features >= 1 && features <= kMaxLatticeFeatures, "permutohedral_lattice: 1 to 16 features");
-    OVS_REQUIRE(params.width == 0 || !params.positions || features >= 2, "permutohedral_lattice: a position has two features");
+    OVS_REQUIRE(params.width == 0 || !params.positions || features >= 2,
+                "permutohedral_lattice: a position has two features");
     OVS_REQUIRE(params.num_points >= 0 && params.num_points * (features + 1) <= INT32_MAX,
                 "permutohedral_lattice: too many points");
     OVS_REQUIRE(params.num_vertices >= 0 && params.num_vertices <= params.num_points * (features + 1),

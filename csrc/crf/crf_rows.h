@@ -80,7 +80,8 @@ struct Rows {
         const T* weights = t.weights + begin * corners;
         for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, from += pitch, to += pitch) {
             V part[kTile] = {}, sum[kTile];
-            for_each_corner<kCorners>(corners, [&](int r) OVS_INLINE_LAMBDA { add_row(part, weights[r], in + local[r] * pitch); });
+            for_each_corner<kCorners>(
+                corners, [&](int r) OVS_INLINE_LAMBDA { add_row(part, weights[r], in + local[r] * pitch); });
             load_row(sum, from);
             const T after = t.after[k];
             OVS_UNROLL
@@ -123,8 +124,7 @@ struct Rows {
             slice<kTile, 0>(t, begin, end, pitch, from + c, to + c, t.in + c);
         });
     }
-    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q,
-                      const T* factors) {
+    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q, const T* factors) {
         for_each_tile(pitch, [&](auto vectors, int64_t c) {
             constexpr int kTile = decltype(vectors)::value;
             const bool whole = pitch == kTile * kLanes;
@@ -261,8 +261,12 @@ template <class T>
 class LatticeFactors {
 public:
     LatticeFactors(const CrfTerm& t, const CrfState<T>& s, const Tiles& tiles, T* sums, T* const (&ones)[2])
-        : lattice_(t), weights_(static_cast<const T*>(t.weights)), s_(s), tiles_(tiles), sums_(sums), at_{ones[0],
-                                                                                                         ones[1]} {}
+        : lattice_(t),
+          weights_(static_cast<const T*>(t.weights)),
+          s_(s),
+          tiles_(tiles),
+          sums_(sums),
+          at_{ones[0], ones[1]} {}
 
     void find(Normalization normalization, bool transpose, double scale, int threads) {
         const double factor = scale * lattice_alpha(lattice_.corners - 1);

@@ -105,24 +105,25 @@ private:
         });
         store_key(0, key);
         V next = {}, first = {};
-        for_each_coordinate<kD + 1>([&](int r) OVS_INLINE_LAMBDA {  // the coordinate in place kD - r, smallest residual first
-            V sorted = {};
-            Bits back[kWords] = {};
-            for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
-                const Mask here = place[i] == static_cast<double>(kD - r);
-                sorted = here ? e[i] - base[i] : sorted;
-                back[i / kKeyFields] |= (Bits)here & (uint64_t{kD + 1} << (16 * (i % kKeyFields)));
+        for_each_coordinate<kD + 1>(
+            [&](int r) OVS_INLINE_LAMBDA {  // the coordinate in place kD - r, smallest residual first
+                V sorted = {};
+                Bits back[kWords] = {};
+                for_each_coordinate<kD + 1>([&](int i) OVS_INLINE_LAMBDA {
+                    const Mask here = place[i] == static_cast<double>(kD - r);
+                    sorted = here ? e[i] - base[i] : sorted;
+                    back[i / kKeyFields] |= (Bits)here & (uint64_t{kD + 1} << (16 * (i % kKeyFields)));
+                });
+                if (r == 0) {
+                    first = sorted;
+                } else {
+                    store(weights[r], (sorted - next) * (1.0 / (kD + 1)));
+                }
+                next = sorted;
+                if (r == kD) return;
+                for (int w = 0; w < kWords; ++w) key[w] += ones(w) - back[w];
+                store_key(r + 1, key);
             });
-            if (r == 0) {
-                first = sorted;
-            } else {
-                store(weights[r], (sorted - next) * (1.0 / (kD + 1)));
-            }
-            next = sorted;
-            if (r == kD) return;
-            for (int w = 0; w < kWords; ++w) key[w] += ones(w) - back[w];
-            store_key(r + 1, key);
-        });
         store(weights[0], 1.0 - (next - first) * (1.0 / (kD + 1)));
     }
 

@@ -1,10 +1,11 @@
 // Points in tiles, and a lattice as the CPU keeps it.
 //
-// The points of an image are taken tile by tile, those of a tile row by row; points that are no image are a single row.
-// A tile names its vertices by numbers of its own, few enough for 16 bits, and has a row of classes for each: splat adds
-// up the pixels of a tile in the tile's rows, one thread a tile, and the rows of each vertex are then summed in the
-// order of the tiles. So no two threads write to one row, and each sum has one order, whatever the number of threads.
-// The last row of a tile belongs to no vertex: points without a place are sent there, and read zeros.
+// The points of an image are taken tile by tile, those of a tile in strips of a few columns, row by row: so the
+// vertices of one point are mostly those of the points just before. Points that are no image are a single row. A tile
+// names its vertices by numbers of its own, few enough for 16 bits, and has a row of classes for each: splat adds up
+// the pixels of a tile in the tile's rows, one thread a tile, and the rows of each vertex are then summed in the order
+// of the tiles. So no two threads write to one row, and each sum has one order, whatever the number of threads. The
+// last row of a tile belongs to no vertex: points without a place are sent there, and read zeros.
 //
 // Inside the arrays of LatticeParams and CrfTerm, whose sizes suffice:
 //   vertices       uint16 [N, D + 1], points in the order of the tiles: row in the tile
@@ -26,6 +27,7 @@ namespace ovs {
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
 constexpr int64_t kTilePoints = 3072;  // at most; times the vertices of a simplex they are counted in 16 bits
+constexpr int64_t kStrip = 32;         // columns
 constexpr int64_t kTileSide = 48;
 static_assert(kTilePoints * (kMaxLatticeFeatures + 1) < 65536, "a tile's vertices are numbered in 16 bits");
 
@@ -34,6 +36,15 @@ struct Tile {
     int64_t x, y, width, height;
 
     int64_t size() const { return width * height; }
+
+    // Calls fn(x, y, count) for runs of neighbours in a row, in the order of the points.
+    template <class Fn>
+    void for_each_run(const Fn& fn) const {
+        for (int64_t left = x; left < x + width; left += kStrip) {
+            const int64_t count = std::min(kStrip, x + width - left);
+            for (int64_t row = y; row < y + height; ++row) fn(left, row, count);
+        }
+    }
 };
 
 struct Tiles {
@@ -45,7 +56,8 @@ struct Tiles {
         if (num_points == 0) return;
         width = image_width > 0 ? image_width : num_points;
         height = num_points / width;
-        tile_width = even_share(width, kTilePoints / std::min(height, kTileSide));
+        tile_width =
+            std::min(width, round_up(even_share(width, kTilePoints / std::min(height, kTileSide)), kStrip / 2));
         tile_height = even_share(height, kTilePoints / tile_width);
         across = ceil_div(width, tile_width);
         count = across * ceil_div(height, tile_height);
