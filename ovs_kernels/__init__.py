@@ -6,13 +6,14 @@ Functions take torch tensors (CPU or CUDA), numpy arrays or cupy arrays and retu
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import reference
+from . import compat, reference
 from .adaptive import adaptive_conv
 from .affinity import affinity_pool
 from .attention import AttentionInfo, attention_mean
 from .crf import dense_crf, permutohedral_filter
 from .graph import Graph, knn_graph
 from .markov import MarkovInfo, ScalingInfo, doubly_stochastic, markov_velocity
+from .metrics import boundary_iou, confusion_matrix
 from .pamr import pamr
 from .pixels import PropagationInfo, lp_pixels
 from .propagate import lp_graph, lp_patches
@@ -38,6 +39,9 @@ __all__ = [
     "adaptive_conv",
     "affinity_pool",
     "attention_mean",
+    "boundary_iou",
+    "compat",
+    "confusion_matrix",
     "dense_crf",
     "doubly_stochastic",
     "fuse_experts",

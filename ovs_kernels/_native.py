@@ -216,14 +216,16 @@ def prepare_cpu(
     return run
 
 
-def prepare_cuda(operator: str, device: torch.device, arguments: Mapping[str, object]) -> Callable[..., None]:
+def prepare_cuda(
+    operator: str, device: torch.device, arguments: Mapping[str, object], first: Mapping[str, object] | None = None
+) -> Callable[..., None]:
     """A function that runs `operator`_cuda on the current stream, for operators that run in stages.
 
-    All its calls share one scratch memory, of the size that the operator asks for with `arguments`; the keywords of a
-    call are those of the stage, beside `arguments`.
+    All its calls share one scratch memory, of the size that the operator asks for with `arguments` and those of the
+    `first` stage; the keywords of a call are those of the stage, beside `arguments`.
     """
     native = cuda_module(operator)
-    num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**arguments)
+    num_bytes = getattr(native, f"{operator}_cuda_workspace_bytes")(**arguments, **(first or {}))
     workspace = allocate((num_bytes,), torch.uint8, device)
     kernel = getattr(native, f"{operator}_cuda")
     where = {"device": device.index or 0, "stream": current_stream(device)}

@@ -74,17 +74,22 @@ def dense_crf(
         ValueError: wrong shape, range or device of an argument; standard deviations so small that the image would leave
             the lattice, whose vertices have 16-bit coordinates.
 
-    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. There is no CUDA
-        kernel yet: CUDA tensors are answered by the plain PyTorch definition on the device, which is slow.
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64 (in float64 on both).
+        On CUDA the host waits once per image, for the sizes of the lattices. Under graph capture it does not: there is
+        room for the most vertices then (see Memory); tables of penalties cannot be captured.
     Differentiable: no; the result does not require grad.
-    Deterministic: yes on CPU, for any number of threads; on CUDA as far as torch's `index_add_` is. Ties between labels
-        go to the smallest index.
+    Deterministic: yes; on CPU for any number of threads, on CUDA in every run. Ties between labels go to the smallest
+        index.
     Non-finite: a probability that is NaN counts as `clip`; an energy that is NaN or beyond 1e30 counts as 1e30, with
         its sign. A pixel with a NaN or Inf colour (or one that leaves the lattice) sends and receives nothing in the
         terms that look at colours.
     Memory: on CPU, for each pixel and class 8 bytes (in float32), for each vertex and class 8, and while a lattice is
         built up to 70 bytes for each pixel and vertex of its simplex (3 for positions, 6 with colours), and 8 (D + 1)
-        bytes for each vertex, D being 2 or 5.
+        bytes for each vertex, D being 2 or 5. On CUDA 8 bytes for each pixel and class, 4 for each class and vertex of
+        all lattices and 4 more for those of the largest, and up to 75 for each pixel and vertex of its simplex while
+        the lattices are built, 16 after. Vertices are at most 3 or 6 for each pixel, in photos far fewer; under graph
+        capture memory is taken for the most. There is no `memory_limit`: the softmax needs all classes of a pixel in
+        each iteration, so two of these arrays hold all classes in any case.
     Reference: Krahenbuhl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
         2011. See `ovs_kernels.reference.crf`.
 
@@ -131,7 +136,12 @@ def dense_crf(
 
 @accepts_arrays("features", "values")
 def permutohedral_filter(
-    features: Tensor, values: Tensor, *, normalization: str = "none", transpose: bool = False
+    features: Tensor,
+    values: Tensor,
+    *,
+    normalization: str = "none",
+    transpose: bool = False,
+    memory_limit: int | None = None,
 ) -> Tensor:
     """Gaussian filter in a feature space of any dimension, through the permutohedral lattice.
 
@@ -147,23 +157,26 @@ def permutohedral_filter(
         normalization: with n = the filter of ones: "none"; "symmetric" n^-1/2 on both sides, "before" n^-1 on the
             values, "after" n^-1 on the result (a weighted mean).
         transpose: the transpose of the filter.
+        memory_limit: bytes of scratch memory at most, the lattice with it; columns of values are then filtered fewer at
+            a time, with the same result. Not used by the definition.
 
     Returns:
         [N, C] in the dtype of `values`.
 
     Raises:
         TypeError: wrong kind or dtype of an argument.
-        ValueError: wrong shape, range or device of an argument.
+        ValueError: wrong shape, range or device of an argument, or a `memory_limit` that is too small.
 
-    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64. Positions in the
-        lattice are worked out in float64 always. There is no CUDA kernel yet: CUDA tensors are answered by the plain
-        PyTorch definition on the device, which is slow.
+    Devices/dtypes: CPU and CUDA; float32, float16 and bfloat16 (computed in float32), float64 (in float64 on both).
+        Positions in the lattice are worked out in float64 always. On CUDA the host waits once, for the number of
+        vertices; under graph capture it does not, and memory is taken for the most.
     Differentiable: by `values`, any number of times (the function is linear). Not by `features`.
-    Deterministic: yes on CPU, for any number of threads; on CUDA as far as torch's `index_add_` is.
+    Deterministic: yes; on CPU for any number of threads, on CUDA in every run.
     Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
         is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
     Memory: on CPU two arrays of C values per vertex, of which there are at most (D + 1) N, one per point, and while the
-        lattice is built up to 70 (D + 1) bytes per point for D <= 7, and 8 (D + 1) per vertex.
+        lattice is built up to 70 (D + 1) bytes per point for D <= 7, and 8 (D + 1) per vertex; on CUDA the same with up
+        to 75 (D + 1) per point. `memory_limit` makes the arrays of C values smaller, not the lattice.
     Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
         `ovs_kernels.reference.crf`.
 
@@ -174,7 +187,7 @@ def permutohedral_filter(
         >>> ovs_kernels.permutohedral_filter(features, values, normalization="after").round(decimals=4).tolist()
         [[2.0], [2.0], [5.0]]
     """
-    return torch.ops.ovs_kernels.permutohedral_filter(features, values, normalization, transpose)
+    return torch.ops.ovs_kernels.permutohedral_filter(features, values, normalization, transpose, memory_limit)
 
 
 def _scales(name: str, value: object, count: int) -> list[float]:

@@ -16,10 +16,11 @@ EXPECTED = (
     r"ovs_kernels/_C\.pyi",
     r"ovs_kernels/py\.typed",
     r"ovs_methods/cli/__init__\.py",
+    r"ovs_methods/data/paper_numbers\.json",
     r".*\.dist-info/.*LICENSE",
 )
 ALLOWED = re.compile(
-    r"(ovs_kernels|ovs_methods)/[\w/]+\.(py|pyi)|ovs_kernels/(py\.typed|_C\.[^/]*so)|[^/]+\.dist-info/.+"
+    r"(ovs_kernels|ovs_methods)/[\w/]+\.(py|pyi)|ovs_kernels/(py\.typed|_C\.[^/]*so)|ovs_methods/data/\w+\.json|[^/]+\.dist-info/.+"
 )
 MAX_MEGABYTES = 20
 

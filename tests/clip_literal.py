@@ -66,13 +66,34 @@ def maskclip(features, boxes, texts, groups, size, scale=100.0):
     return best_names(averaged(maps, boxes, size), groups)
 
 
-def naclip(features, boxes, texts, groups, size, original, scale=40.0):
-    """[G, *original] probabilities at the pixels of the photo."""
+def naclip(features, boxes, texts, groups, size, original, scale=40.0, picture=None):
+    """[G, *original] probabilities at the pixels of the photo; with a picture [3, *size] after PAMR."""
     maps = []
     for window, (y0, x0, y1, x1) in zip(features, boxes, strict=True):
         maps.append(resized((unit(window) @ texts.T).transpose(2, 0, 1), (y1 - y0, x1 - x0)))
     cosines = resized(averaged(maps, boxes, size), original)
+    if picture is not None:
+        mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+        cosines = pamr(resized((picture - mean[:, None, None]) / std[:, None, None], original), cosines)
     return best_names(softmax(scale * cosines, 0), groups)
+
+
+def pamr(image, scores, num_iter=10, dilations=(8, 16)):
+    """image [3, H, W], scores [P, H, W]: every neighbour by its clamped row and column."""
+    rows, columns = np.indices(image.shape[1:])
+    steps = [(dy, dx) for d in dilations for dy in (-d, 0, d) for dx in (-d, 0, d)]
+
+    def neighbour(maps, dy, dx):
+        y, x = np.clip(rows + dy, 0, len(rows) - 1), np.clip(columns + dx, 0, rows.shape[1] - 1)
+        return maps[:, y, x]
+
+    samples = np.stack([neighbour(image, *step) for step in steps])
+    steps = [step for step in steps if step != (0, 0)]
+    distances = np.stack([np.abs(image - neighbour(image, *step)) for step in steps])
+    weights = softmax(-(distances / (1e-8 + 0.1 * samples.std(0, ddof=1))).mean(1), 0)
+    for _ in range(num_iter):
+        scores = sum(weight * neighbour(scores, *step) for weight, step in zip(weights, steps, strict=True))
+    return scores
 
 
 def labels(scores, threshold=0.0):

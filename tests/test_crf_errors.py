@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from crf_inputs import DOUBLE, SINGLE, as_maps, energies_of, scene, softmax
+from crf_inputs import (
+    DOUBLE,
+    SINGLE,
+    Lattice,
+    as_maps,
+    energies_of,
+    mean_field,
+    normalized,
+    position_features,
+    potts,
+    scene,
+    softmax,
+)
 
 from ovs_kernels import dense_crf, permutohedral_filter
 from ovs_kernels.testing import assert_close_rel
@@ -50,6 +62,10 @@ VALUE_ERRORS = [
     (
         {"bilateral_srgb": 0.01},
         "bilateral_srgb: expected a standard deviation of at least 0.0348 for this image and 16-bit lattice, got 0.01",
+    ),
+    (  # 39,999 steps of sqrt(3), and 32,758 places for them
+        {"image": torch.rand(3, 1, 40000), "probabilities": torch.rand(2, 1, 40000), "gaussian_sxy": 1.0},
+        "gaussian_sxy: expected a standard deviation of at least 2.11 for this image and 16-bit lattice, got 1.0",
     ),
     (
         {"probabilities": torch.rand(0, 4, 5), "labels": True},
@@ -107,6 +123,43 @@ def test_values_of_permutohedral_filter(features, values, message):
     with pytest.raises(ValueError) as error:
         permutohedral_filter(features, values)
     assert str(error.value) == f"permutohedral_filter: {message}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        (0, ValueError, "expected an integer >= 1, got 0"),
+        (-5, ValueError, "expected an integer >= 1, got -5"),
+        (1.5e9, TypeError, "expected an integer or None, got float"),
+    ],
+)
+def test_memory_limit_of_permutohedral_filter(limit, error, message):
+    with pytest.raises(error) as raised:
+        permutohedral_filter(torch.rand(4, 2), torch.rand(4, 2), memory_limit=limit)
+    assert str(raised.value) == f"permutohedral_filter: memory_limit: {message}"
+
+
+# Bad input is noticed before a kernel runs, wherever the tensors are.
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"probabilities": torch.full((2, 5, 4), 0.5)}, "image"),
+        ({"iterations": -1}, "iterations"),
+        ({"gaussian_sxy": 0.0}, "gaussian_sxy"),
+        ({"bilateral_srgb": 0.0}, "bilateral_srgb"),
+        ({"gaussian_sxy": 1e-4}, "gaussian_sxy"),
+        ({"bilateral_sxy": 1e-4}, "bilateral_sxy"),
+        ({"gaussian_compat": [1.0, 2.0, 3.0]}, "gaussian_compat"),
+    ],
+)
+def test_errors_on_every_device(device, to_device, change, argument):
+    arguments = {"image": IMAGE, "probabilities": PROBABILITIES, **change}
+    for name in ("image", "probabilities"):
+        arguments[name] = to_device(arguments[name])
+    with pytest.raises(ValueError) as error:
+        dense_crf(**arguments)
+    assert str(error.value).startswith(f"dense_crf: {argument}: expected ")
+    assert "\n" not in str(error.value)
 
 
 # Odd but legal ----------------------------------------------------------------------------------------------
@@ -200,6 +253,19 @@ def test_pixel_without_a_colour_is_alone(device, to_device):
     differs = (other != result).any(0)
     assert differs[2, 5]
     assert differs.sum() == 1
+
+
+def test_image_up_to_the_end_of_the_keys(device, to_device):
+    # The smallest standard deviation that is not refused: corners lie at the last coordinates that there are.
+    image, probabilities = scene(4, 5, 3, 2)
+    smallest = (4 * 3**0.5 + 3) / 32758  # coordinate 0 of the last pixel: 4 steps of sqrt(3) and 3 of 1
+    options = {"bilateral_compat": None, "iterations": 2, "gaussian_compat": 2.0}
+    with pytest.raises(ValueError, match=r"gaussian_sxy: expected a standard deviation of at least"):
+        dense_crf(to_device(image), to_device(probabilities), gaussian_sxy=0.999 * smallest, **options)
+    result = dense_crf(to_device(image), to_device(probabilities), gaussian_sxy=1.001 * smallest, **options)
+    lattice = Lattice(position_features(4, 5, 1.001 * smallest))
+    rows = mean_field(energies_of(probabilities), [normalized(lattice.matrix())], [potts(2.0, 3)], 2)
+    assert_close_rel(result, as_maps(rows, 4, 5), SINGLE)
 
 
 def test_point_beyond_the_lattice_is_alone(device, to_device):

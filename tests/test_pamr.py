@@ -175,3 +175,33 @@ def test_edge_is_not_crossed(device, to_device):
     scores = image[:1] * 5.0
     result = pamr(to_device(image), to_device(scores), num_iter=5, dilations=(1, 2))
     assert_close_rel(result, scores, 1e-6)
+
+
+# Rows in which no dilation leads from one rest to another are taken by themselves; those of the first and the last row
+# of the image come first and are kept for all others.
+@pytest.mark.parametrize(
+    ("height", "width", "num_iter", "dilations"),
+    [
+        (33, 20, 6, (4, 8)),  # the first and the last row are in one set
+        (34, 20, 6, (4, 8)),
+        (32, 37, 45, (8, 16)),  # more passes than are made before the next set; the sum of 45 iterations
+        (19, 20, 3, (6, 40)),  # the larger dilation reaches the borders only
+        (11, 20, 12, (5, 10, 15)),  # sets of two or three rows
+        (9, 20, 3, (8, 16)),  # each row a set, but the borders
+        (24, 4800, 6, (4, 8)),  # the weights of the set of the borders are too many to keep
+        (40, 4800, 6, (4, 8)),  # those of all sets
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sets_of_rows(height, width, num_iter, dilations, threads):
+    image, scores = inputs(17 if width < 100 else 2, 3, (height, width))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        result = pamr(image, scores, num_iter=num_iter, dilations=dilations)
+        double = pamr(image.double(), scores.double(), num_iter=num_iter, dilations=dilations)
+    finally:
+        torch.set_num_threads(before)
+    expected = refined(image, scores, num_iter, dilations)
+    assert_close_rel(result, expected, single(num_iter))
+    assert_close_rel(double, expected, DOUBLE)

@@ -77,6 +77,20 @@ void bind(py::module_& m, const char* name, Reader<P> read,
     });
 }
 
+template <class R, class P>
+void bind(py::module_& m, const char* name, Reader<P> read, R (*kernel)(const P&, void*, std::size_t, int, CpuIsa)) {
+    m.def(name, [read, kernel](const py::kwargs& kwargs) {
+        Fields f(kwargs);
+        const P p = read(f);
+        const Workspace workspace(f);
+        const int threads = f.value<int>("num_threads");
+        const auto isa = f.enumeration<CpuIsa>("isa");
+        f.done();
+        const py::gil_scoped_release release;
+        return kernel(p, workspace.data, workspace.bytes, threads, isa);
+    });
+}
+
 // ... a kernel for a device, in the dtype given ...
 template <class P>
 void bind(py::module_& m, const char* name, Reader<P> read,
@@ -133,6 +147,17 @@ void bind(py::module_& m, const char* name, Reader<P> read, std::size_t (*bytes)
 }
 
 template <class P>
+void bind(py::module_& m, const char* name, Reader<P> read, std::size_t (*bytes)(const P&, int)) {
+    m.def(name, [read, bytes](const py::kwargs& kwargs) {
+        Fields f(kwargs);
+        const P p = read(f);
+        const int threads = f.value<int>("num_threads");
+        f.done();
+        return bytes(p, threads);
+    });
+}
+
+template <class P>
 void bind(py::module_& m, const char* name, Reader<P> read, std::size_t (*bytes)(const P&)) {
     m.def(name, [read, bytes](const py::kwargs& kwargs) {
         Fields f(kwargs);
@@ -148,6 +173,7 @@ void bind_attention(py::module_& m);
 void bind_crf(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_markov(py::module_& m);
+void bind_metrics(py::module_& m);
 void bind_pamr(py::module_& m);
 void bind_pixels(py::module_& m);
 void bind_propagate(py::module_& m);

@@ -20,6 +20,7 @@ LatticeParams read_lattice(Fields& f) {
     p.num_vertices = f.value<int64_t>("num_vertices");
     p.vertices = f.pointer<int32_t>("vertices");
     p.weights = f.pointer<void>("weights");
+    p.count = f.pointer<int32_t>("count");
     p.starts = f.pointer<int32_t>("starts");
     p.points = f.pointer<int32_t>("points");
     p.entry_weights = f.pointer<void>("entry_weights");
@@ -34,6 +35,7 @@ CrfTerm read_term(const py::dict& values) {
     t.exact = f.value<bool>("exact");
     t.num_features = f.value<int>("num_features");
     t.num_vertices = f.value<int64_t>("num_vertices");
+    t.count = f.pointer<const int32_t>("count");
     t.vertices = f.pointer<const int32_t>("vertices");
     t.weights = f.pointer<void>("weights");
     t.starts = f.pointer<const int32_t>("starts");
@@ -94,6 +96,14 @@ void bind_crf(py::module_& m) {
     bind(m, "dense_crf_cpu_workspace_bytes", &read_crf, &dense_crf_cpu_workspace_bytes);
     bind(m, "permutohedral_filter_cpu", &read_filter, &permutohedral_filter_cpu);
     bind(m, "permutohedral_filter_cpu_workspace_bytes", &read_filter, &permutohedral_filter_cpu_workspace_bytes);
+#ifdef OVS_WITH_CUDA
+    bind(m, "permutohedral_lattice_cuda", &read_lattice, &permutohedral_lattice_cuda);
+    bind(m, "permutohedral_lattice_cuda_workspace_bytes", &read_lattice, &permutohedral_lattice_cuda_workspace_bytes);
+    bind(m, "dense_crf_cuda", &read_crf, &dense_crf_cuda);
+    bind(m, "dense_crf_cuda_workspace_bytes", &read_crf, &dense_crf_cuda_workspace_bytes);
+    bind(m, "permutohedral_filter_cuda", &read_filter, &permutohedral_filter_cuda);
+    bind(m, "permutohedral_filter_cuda_workspace_bytes", &read_filter, &permutohedral_filter_cuda_workspace_bytes);
+#endif
 }
 
 }  // namespace ovs::bindings

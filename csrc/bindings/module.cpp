@@ -76,6 +76,7 @@ PYBIND11_MODULE(OVS_MODULE_NAME, m) {
     ovs::bindings::bind_crf(m);
     ovs::bindings::bind_graph(m);
     ovs::bindings::bind_markov(m);
+    ovs::bindings::bind_metrics(m);
     ovs::bindings::bind_pamr(m);
     ovs::bindings::bind_pixels(m);
     ovs::bindings::bind_propagate(m);

@@ -20,6 +20,8 @@
 //   zero extents   nothing is written, nothing is launched.
 //   workspace      `*_workspace_bytes`. The number of vertices depends on the points: the lattice is built in two
 //                  stages, and the caller allocates what is sized by vertices in between.
+//   CUDA           everything is queued on `stream`: no host round trip. The number of vertices stays on the device;
+//                  the caller reads it between the stages, or makes room for N (D + 1) of them and does not.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -35,7 +37,8 @@ constexpr int kMaxLatticeFeatures = 16;
 enum class Normalization : int { kNone = 0, kSymmetric = 1, kBefore = 2, kAfter = 3 };
 enum class LatticeStage : int { kNumber = 0, kLink = 1 };
 
-// Builds a lattice. Both stages get the same workspace.
+// Builds a lattice. Both stages get the same workspace. The outputs have the sizes given here on every device; what they
+// hold is as written on CUDA, and on a CPU as in crf_tiles.h.
 struct LatticeParams {
     // inputs: a point's features are its column and row (with `positions`), then its values in `planes`, each divided
     // by its scale
@@ -45,10 +48,11 @@ struct LatticeParams {
     int64_t width = 0;               // of the image whose pixels the points are, for dense_crf always; 0: no image
     bool positions = true;           // of the pixels of an image are features
     LatticeStage stage = LatticeStage::kNumber;
-    int64_t num_vertices = 0;  // kLink: what kNumber counted
+    int64_t num_vertices = 0;  // kLink: what kNumber counted; on CUDA any larger number of rows will do
     // outputs of kNumber
-    int32_t* vertices = nullptr;  // [N, D + 1]; V for the points without vertices
+    int32_t* vertices = nullptr;  // [N, D + 1]; V for the points without vertices (on CUDA set by kLink)
     void* weights = nullptr;      // [N, D + 1] dtype
+    int32_t* count = nullptr;     // CUDA: [1] V
     // outputs of kLink
     int32_t* starts = nullptr;      // [V + 1] where the entries of each vertex begin
     int32_t* points = nullptr;      // [N (D + 1)] the point of each entry; those of a vertex in ascending order
@@ -60,7 +64,8 @@ struct LatticeParams {
 struct CrfTerm {
     bool exact = false;
     int num_features = 0;                 // D
-    int64_t num_vertices = 0;             // V
+    int64_t num_vertices = 0;             // V; on CUDA the rows that there is room for
+    const int32_t* count = nullptr;       // CUDA: [1] V
     const int32_t* vertices = nullptr;    // as above
     void* weights = nullptr;              // is overwritten
     const int32_t* starts = nullptr;      // as above
@@ -105,5 +110,15 @@ int64_t permutohedral_lattice_cpu(const LatticeParams&, DType, void* workspace, 
 void dense_crf_cpu(const CrfParams&, DType, void* workspace, std::size_t workspace_bytes, int num_threads, CpuIsa);
 void permutohedral_filter_cpu(const FilterParams&, DType, void* workspace, std::size_t workspace_bytes, int num_threads,
                               CpuIsa);
+
+std::size_t permutohedral_lattice_cuda_workspace_bytes(const LatticeParams&, DType);
+std::size_t dense_crf_cuda_workspace_bytes(const CrfParams&, DType);
+std::size_t permutohedral_filter_cuda_workspace_bytes(const FilterParams&, DType);
+
+void permutohedral_lattice_cuda(const LatticeParams&, DType, void* workspace, std::size_t workspace_bytes, int device,
+                                void* stream);
+void dense_crf_cuda(const CrfParams&, DType, void* workspace, std::size_t workspace_bytes, int device, void* stream);
+void permutohedral_filter_cuda(const FilterParams&, DType, void* workspace, std::size_t workspace_bytes, int device,
+                               void* stream);
 
 }  // namespace ovs

@@ -14,6 +14,7 @@ struct LatticeProblem {
     int64_t num_points, width, num_vertices;
     int32_t* vertices;
     void* weights;
+    int32_t* count;
     int32_t *starts, *points;
     void* entry_weights;
     int32_t* neighbours;
@@ -53,6 +54,7 @@ namespace {  // internal linkage: each instruction-set level keeps its own copy
     p.num_vertices = params.num_vertices;
     p.vertices = params.vertices;
     p.weights = params.weights;
+    p.count = params.count;
     p.starts = params.starts;
     p.points = params.points;
     p.entry_weights = params.entry_weights;

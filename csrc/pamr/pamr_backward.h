@@ -19,7 +19,9 @@ template <class T>
 class Transposed {
 public:
     Transposed(const PamrParams& p, const PamrGrid<T>& grid, const PamrBuffers<T>& buffers, int threads)
-        : p_(p), grid_(grid), buffers_(buffers), weights_(p, grid), threads_(threads) {}
+        : p_(p), grid_(grid), buffers_(buffers), weights_(p, grid), threads_(threads) {
+        rows_.ring_rows = p.height;
+    }
 
     void run() const {
         parallel_for(p_.height, threads_, [&](int64_t y) {
@@ -46,7 +48,7 @@ private:
     T* weights_of(int64_t y, int64_t x) const { return buffers_.weights + y * grid_.weight_stride + x * grid_.taps; }
 
     void make_weights(int64_t y) const {
-        const TapRows<T> taps(buffers_.image, grid_.ring_rows, grid_.image_stride, y, p_, grid_);
+        const TapRows<T> taps(buffers_.image, rows_, grid_.image_stride, nullptr, 0, y, p_, grid_);
         const T* const centre = buffers_.image + y * grid_.image_stride + grid_.left;
         for (int64_t x = 0; x < p_.width; x += kBlock) {
             T* const to = weights_of(y, x);
@@ -113,6 +115,7 @@ private:
     const PamrParams& p_;
     const PamrGrid<T>& grid_;
     const PamrBuffers<T>& buffers_;
+    PamrRows rows_ = grid_.rows(0);  // all of them
     Weights<T> weights_;
     int threads_;
 };

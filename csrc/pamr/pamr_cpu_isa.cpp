@@ -18,9 +18,9 @@ public:
         int64_t next = 0;
         parallel_for(grid_.workers, static_cast<int>(grid_.workers), [&](int64_t worker) {
             for (;;) {
-                const int64_t first = __atomic_fetch_add(&next, grid_.chunk, __ATOMIC_RELAXED);
+                const int64_t first = __atomic_fetch_add(&next, grid_.share, __ATOMIC_RELAXED);
                 if (first >= p_.num_classes) return;
-                make_classes(worker, first, std::min(grid_.chunk, p_.num_classes - first));
+                make_classes(worker, first, std::min(grid_.share, p_.num_classes - first));
             }
         });
     }
@@ -28,63 +28,103 @@ public:
 private:
     static constexpr int64_t kBlock = PamrGrid<T>::kBlock;
 
-    // Some iterations of some classes, and where their worker keeps what it needs.
+    // Some iterations of some rows of some classes, and where their worker keeps what it needs.
     struct Pass {
-        T *image, *weights, *rings;
+        T *image, *image_edges, *weights, *rings;
+        T* edges;       // of the first of these classes, before the first of these iterations
         const T* from;  // [classes, H, W]
         T* to;          // [classes, H, W], may be `from`
         int64_t classes, levels;
+        PamrRows rows;
+        bool leave_edges;   // for the rows that come later
+        bool make_weights;  // or they are there from an earlier pass
     };
 
     void make_classes(int64_t worker, int64_t first, int64_t classes) const {
-        const int64_t passes = ceil_div(p_.num_iter, grid_.levels), plane = p_.height * p_.width;
-        const T* from = static_cast<const T*>(p_.scores) + first * plane;
-        T* const to = static_cast<T*>(p_.out) + first * plane;
-        T* const image = buffers_.image + worker * grid_.ring_rows * grid_.image_stride;
-        T* const weights = buffers_.weights + worker * grid_.weight_rows * grid_.weight_stride;
-        T* const rings = buffers_.rings + worker * grid_.levels * grid_.ring_rows * grid_.row_stride;
-        for (int64_t pass = 0; pass < passes; ++pass) {
-            const int64_t levels = p_.num_iter * (pass + 1) / passes - p_.num_iter * pass / passes;
-            run_pass({image, weights, rings, from, to, classes, levels});
-            from = to;
+        Pass pass{};
+        pass.image = buffers_.image + worker * grid_.ring_rows * grid_.image_stride;
+        pass.image_edges = buffers_.image_edges + (grid_.edge_levels > 0 ? worker * 2 * grid_.image_stride : 0);
+        pass.weights = buffers_.weights + worker * grid_.weight_rows * grid_.weight_stride;
+        pass.rings = buffers_.rings + worker * grid_.levels * grid_.ring_rows * grid_.row_stride;
+        T* const edges = buffers_.edges + worker * grid_.edge_levels * edge_stride();
+        for (int64_t start = 0; start < grid_.passes; start += kMaxPasses) {
+            for (int64_t set = 0; set < grid_.row_sets(); ++set) {
+                pass.rows = grid_.rows(set);
+                pass.leave_edges = set == 0 && grid_.row_sets() > 1;
+                pass.make_weights = true;
+                for (int64_t k = 0; k < classes; k += grid_.chunk) {
+                    pass.classes = std::min(grid_.chunk, classes - k);
+                    pass.edges = edges + k * grid_.pitch;
+                    make_chunk(pass, first + k, start);
+                    pass.make_weights = !pass.rows.kept;
+                }
+            }
         }
     }
 
-    // Between two steps all threads wait for each other. In step s rows of block s are loaded, and level t makes those
-    // of block s - t * lag.
+    // Up to kMaxPasses passes.
+    void make_chunk(Pass pass, int64_t first, int64_t start) const {
+        const int64_t offset = first * p_.height * p_.width;
+        pass.to = static_cast<T*>(p_.out) + offset;
+        for (int64_t n = start; n < std::min(grid_.passes, start + kMaxPasses); ++n) {
+            const int64_t done = p_.num_iter * n / grid_.passes;
+            pass.levels = p_.num_iter * (n + 1) / grid_.passes - done;
+            pass.from = n == 0 ? static_cast<const T*>(p_.scores) + offset : pass.to;
+            run_pass(pass);
+            pass.edges += pass.levels * edge_stride();
+            pass.make_weights = pass.make_weights && !pass.rows.kept;
+        }
+    }
+
+    // In step s rows of block s are loaded, and level t makes those of block s - t * lag.
     void run_pass(const Pass& pass) const {
-        const int64_t blocks = ceil_div(p_.height, grid_.block_rows);
+        const int64_t block_rows = pass.rows.block_rows, lag = pass.rows.lag, count = pass.rows.count;
         const Step<T> step(grid_, pass.classes);
-        for (int64_t s = 0; s < blocks + pass.levels * grid_.lag; ++s) {
-            parallel_for((pass.levels + 1) * grid_.block_rows, static_cast<int>(grid_.team), [&](int64_t item) {
-                // One thread goes in order: what a level reads may come from the level before it in the same step. For
-                // a team the loads, which are short, come last.
-                const int64_t turn = item / grid_.block_rows;
-                const int64_t level = grid_.team == 1 ? turn : (turn + 1) % (pass.levels + 1);
-                const int64_t y = (s - level * grid_.lag) * grid_.block_rows + item % grid_.block_rows;
-                if (y < 0 || y >= p_.height) return;
-                level == 0 ? load(pass, y) : make(pass, step, level, y);
+        for (int64_t s = 0; s < ceil_div(count, block_rows) + pass.levels * lag; ++s) {
+            if (grid_.team == 1) {
+                // In order: what a level reads may come from the level before it in the same step.
+                if (s < count) load(pass, s);
+                for (int64_t level = 1; level <= pass.levels; ++level) {
+                    const int64_t index = s - level * lag;
+                    if (0 <= index && index < count) make(pass, step, level, index);
+                }
+                continue;
+            }
+            // Between two steps all threads wait for each other. The loads, which are short, come last.
+            parallel_for((pass.levels + 1) * block_rows, static_cast<int>(grid_.team), [&](int64_t item) {
+                const int64_t level = (item / block_rows + 1) % (pass.levels + 1);
+                const int64_t index = (s - level * lag) * block_rows + item % block_rows;
+                if (index < 0 || index >= count) return;
+                level == 0 ? load(pass, index) : make(pass, step, level, index);
             });
         }
     }
 
-    void load(const Pass& pass, int64_t y) const {
-        const int64_t plane = p_.height * p_.width, slot = y % grid_.ring_rows;
-        load_row(static_cast<const T*>(p_.image) + y * p_.width, p_.num_features, plane,
-                 pass.image + slot * grid_.image_stride, grid_, p_.width);
-        load_row(pass.from + y * p_.width, pass.classes, plane, ring(pass, 0) + slot * grid_.row_stride, grid_,
-                 p_.width);
+    void load(const Pass& pass, int64_t index) const {
+        const int64_t plane = p_.height * p_.width, slot = index % pass.rows.ring_rows, y = pass.rows.row(index);
+        if (pass.make_weights) {
+            T* const row = pass.image + slot * grid_.image_stride;
+            load_row(static_cast<const T*>(p_.image) + y * p_.width, p_.num_features, plane, row, grid_, p_.width);
+            if (pass.leave_edges && at_edge(y)) {
+                copy(row, pass.image_edges + (y == 0 ? 0 : grid_.image_stride), p_.num_features);
+            }
+        }
+        T* const row = ring(pass, 0) + slot * grid_.row_stride;
+        load_row(pass.from + y * p_.width, pass.classes, plane, row, grid_, p_.width);
+        if (pass.leave_edges && at_edge(y)) leave_edge(pass, row, 0, y);
     }
 
-    void make(const Pass& pass, const Step<T>& step, int64_t level, int64_t y) const {
-        const int64_t slot = y % grid_.ring_rows;
+    void make(const Pass& pass, const Step<T>& step, int64_t level, int64_t index) const {
+        const int64_t y = pass.rows.row(index), slot = index % pass.rows.ring_rows;
         const bool last = level == pass.levels;
         T* const to = last ? pass.to + y * p_.width : ring(pass, level) + slot * grid_.row_stride + grid_.left;
         const int64_t to_stride = last ? p_.height * p_.width : grid_.pitch;
-        T* const weights = pass.weights + y % grid_.weight_rows * grid_.weight_stride;
-        const TapRows<T> taps(ring(pass, level - 1), grid_.ring_rows, grid_.row_stride, y, p_, grid_);
-        if (level == 1) {
-            const TapRows<T> image(pass.image, grid_.ring_rows, grid_.image_stride, y, p_, grid_);
+        T* const weights = pass.weights + index % pass.rows.weight_rows * grid_.weight_stride;
+        const TapRows<T> taps(ring(pass, level - 1), pass.rows, grid_.row_stride,
+                              pass.edges + (level - 1) * edge_stride(), edge_stride() / 2, y, p_, grid_);
+        if (level == 1 && pass.make_weights) {
+            const TapRows<T> image(pass.image, pass.rows, grid_.image_stride, pass.image_edges, grid_.image_stride, y,
+                                   p_, grid_);
             const T* const centre = pass.image + slot * grid_.image_stride + grid_.left;
             for (int64_t x = 0; x < p_.width; x += kBlock) {
                 weights_.make(centre + x, image, x, weights + x * grid_.taps);
@@ -97,9 +137,24 @@ private:
         }
         if (last) return;
         for (int64_t k = 0; k < pass.classes; ++k) fill_borders(to + k * grid_.pitch, grid_, p_.width);
+        if (pass.leave_edges && at_edge(y)) leave_edge(pass, to - grid_.left, level, y);
     }
 
-    T* ring(const Pass& pass, int64_t level) const { return pass.rings + level * grid_.ring_rows * grid_.row_stride; }
+    bool at_edge(int64_t y) const { return y == 0 || y == p_.height - 1; }
+
+    // row: [classes, pitch], after `level` iterations of this pass.
+    void leave_edge(const Pass& pass, const T* row, int64_t level, int64_t y) const {
+        copy(row, pass.edges + level * edge_stride() + (y == 0 ? 0 : edge_stride() / 2), pass.classes);
+    }
+
+    void copy(const T* rows, T* to, int64_t count) const {
+        __builtin_memcpy(to, rows, static_cast<std::size_t>(count * grid_.pitch) * sizeof(T));
+    }
+
+    int64_t edge_stride() const { return 2 * grid_.share * grid_.pitch; }  // from iteration to iteration
+    T* ring(const Pass& pass, int64_t level) const {
+        return pass.rings + level * pass.rows.ring_rows * grid_.row_stride;
+    }
 
     const PamrParams& p_;
     const PamrGrid<T>& grid_;

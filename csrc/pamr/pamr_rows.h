@@ -1,6 +1,7 @@
 // Rows of pamr: their borders, their weights, and one iteration of a row. Included per instruction-set level.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "common/exp2.h"
 #include "common/simd.h"
@@ -16,9 +17,14 @@ constexpr int kMaxTaps = kPamrTaps * kMaxPamrDilations;
 // vectors may read behind them is set, too.
 template <class T>
 OVS_INLINE void fill_borders(T* row, const PamrGrid<T>& grid, int64_t width) {
-    const T first = row[0], last = row[width - 1];
-    for (int64_t x = 1; x <= grid.reach_x; ++x) row[-x] = first;
-    for (int64_t x = width; x < grid.padded_width + grid.reach_x; ++x) row[x] = last;
+    constexpr int kLanes = kVectorBytes / sizeof(T);
+    using V = Vec<T, kLanes>;
+    const V first = V{} + row[0], last = V{} + row[width - 1];
+    const int64_t end = grid.padded_width + grid.left;
+    for (int64_t x = -grid.left; x < 0; x += kLanes) store(row + x, first);
+    int64_t x = width;
+    for (; x + kLanes <= end; x += kLanes) store(row + x, last);
+    for (; x < end; ++x) row[x] = row[width - 1];
 }
 
 // A row of planes copied to where it has borders. from: [count, H, W] at the row; to: [count, pitch].
@@ -36,14 +42,20 @@ template <class T>
 struct TapRows {
     const T* at[kMaxTaps];
 
-    // ring: [rows, ..] with `stride` numbers from row to row, the pixel (y, 0) in row y % rows.
-    OVS_INLINE TapRows(const T* ring, int64_t rows, int64_t stride, int64_t y, const PamrParams& p,
-                       const PamrGrid<T>& grid) {
+    // ring: [ring_rows, ..] with `stride` numbers from row to row, the row of index i in row i % ring_rows. edges: the
+    // first and the last row of the image, `edge_stride` apart, where they are not among `rows`.
+    OVS_INLINE TapRows(const T* ring, const PamrRows& rows, int64_t stride, const T* edges, int64_t edge_stride,
+                       int64_t y, const PamrParams& p, const PamrGrid<T>& grid) {
         for (int64_t i = 0; i < p.num_dilations; ++i) {
             const int64_t dy = pamr_reach(p.dilations[i], p.height), dx = pamr_reach(p.dilations[i], p.width);
+            const T* found[3];
+            for (int64_t turn = 0; turn < 3; ++turn) {
+                const int64_t near = pamr_clamp(y + (turn - 1) * dy, p.height);
+                found[turn] = grid.left + (rows.has(near) ? ring + rows.index(near) % rows.ring_rows * stride
+                                                          : edges + (near == 0 ? 0 : edge_stride));
+            }
             for (int64_t tap = 0; tap < kPamrTaps; ++tap) {
-                const int64_t row = pamr_clamp(y + pamr_row_step(tap) * dy, p.height) % rows;
-                at[i * kPamrTaps + tap] = ring + row * stride + grid.left + pamr_column_step(tap) * dx;
+                at[i * kPamrTaps + tap] = found[pamr_row_step(tap) + 1] + pamr_column_step(tap) * dx;
             }
         }
     }
@@ -64,8 +76,15 @@ public:
     // centre: the row's pixel x in the first channel; taps: the neighbours of its pixel 0; to: [taps, kBlock].
     OVS_INLINE void make(const T* centre, const TapRows<T>& taps, int64_t x, T* to) const {
         for (int64_t lane = 0; lane < PamrGrid<T>::kBlock; lane += kLanes) {
-            for (int64_t k = 0; k < features_; ++k)
-                add_channel(centre + k * pitch_ + lane, taps, k * pitch_ + x + lane, to + lane, k == 0);
+            for (int64_t k = 0; k < features_; ++k) {
+                const T* const here = centre + k * pitch_ + lane;
+                const int64_t at = k * pitch_ + x + lane;
+                if (taps_ == 2 * kPamrTaps) {
+                    add_channel<2 * kPamrTaps>(here, taps, at, to + lane, k == 0);
+                } else {
+                    add_channel<0>(here, taps, at, to + lane, k == 0);
+                }
+            }
             normalise(to + lane);
         }
     }
@@ -76,14 +95,19 @@ private:
     using V = Vec<T, kLanes>;
     static_assert(kBlock % kLanes == 0, "a block has whole vectors");
 
-    // Exponents to the base 2, less the sign: the channel's share is added to `to`.
+    // Exponents to the base 2: the channel's share is added to `to`. kTaps: how many, so that the differences stay in
+    // registers, or 0.
+    template <int kTaps>
     OVS_INLINE void add_channel(const T* centre, const TapRows<T>& taps, int64_t at, T* to, bool first) const {
         const V here = load<V>(centre);
-        V sum = {}, squares = {};
-        for (int64_t tap = 0; tap < taps_; ++tap) {
+        const int64_t count = kTaps > 0 ? kTaps : taps_;
+        V kept[kTaps > 0 ? kTaps : 1], sum = {}, squares = {};
+        OVS_UNROLL
+        for (int64_t tap = 0; tap < count; ++tap) {
             const V difference = load<V>(taps.at[tap] + at) - here;
             sum += difference;
             squares += difference * difference;
+            if (kTaps > 0) kept[tap] = difference;
         }
         V variance = (squares - sum * sum * inverse_count_) * inverse_freedom_;
         variance = variance < T(0) ? V{} : variance;  // a NaN stays
@@ -92,12 +116,18 @@ private:
         for (int lane = 0; lane < kLanes; ++lane) deviations[lane] = root(deviations[lane]);
         const V deviation = load<V>(deviations);
         const V inverse = factor_ / (T(kPamrSmallestScale) + T(kPamrScaleOfDeviation) * deviation);
-        for (int64_t tap = 0; tap < taps_; ++tap) {
-            const V difference = load<V>(taps.at[tap] + at) - here;
-            const V magnitude = difference < T(0) ? -difference : difference;
-            const V before = first ? V{} : load<V>(to + tap * kBlock);
-            store(to + tap * kBlock, before - magnitude * inverse);
+        OVS_UNROLL
+        for (int64_t tap = 0; tap < count; ++tap) {
+            const V difference = kTaps > 0 ? kept[tap] : load<V>(taps.at[tap] + at) - here;
+            const V share = magnitude(difference) * inverse;
+            store(to + tap * kBlock, first ? -share : load<V>(to + tap * kBlock) - share);
         }
+    }
+
+    static OVS_INLINE V magnitude(const V& x) {
+        using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+        typedef Bits BitVector __attribute__((vector_size(sizeof(V))));
+        return (V)((BitVector)x & (~Bits(0) >> 1));
     }
 
     // The largest exponent of a pixel is above -48: the mean magnitude is at most 3.2 deviations. So none has to be
@@ -126,9 +156,6 @@ private:
 template <class T>
 class Step {
 public:
-    static constexpr bool kFewRegisters = OVS_ISA_LEVEL == 2 || OVS_ISA_LEVEL == 3;  // 16 of them
-    static constexpr int kGroup = kFewRegisters ? 5 : 8;  // classes whose sums stay in registers
-
     Step(const PamrGrid<T>& grid, int64_t classes) : taps_(grid.taps), pitch_(grid.pitch), classes_(classes) {
         groups_ = ceil_div(classes, kGroup);
     }
@@ -141,47 +168,42 @@ public:
             for (int64_t g = 0; g < groups_; ++g) {
                 const int64_t end = classes_ * (g + 1) / groups_;
                 T* const out = to + first * to_stride + part;
-                const T* const w = weights + part;
-                const int64_t at = first * pitch_ + x + part;
-                run(static_cast<int>(end - first), taps, w, at, out, to_stride, columns - part);
+                run<kGroup>(end - first, taps, weights + part, first * pitch_ + x + part, out, to_stride,
+                            columns - part);
                 first = end;
             }
         }
     }
 
 private:
+    static constexpr bool kFewRegisters = OVS_ISA_LEVEL == 2 || OVS_ISA_LEVEL == 3;  // 16 of them
     static constexpr int kLanes = kVectorBytes / sizeof(T);
     static constexpr int kVectors = 2;
+    static constexpr int kGroup = kFewRegisters ? 5 : 12;  // classes whose sums stay in registers
     static constexpr int64_t kBlock = PamrGrid<T>::kBlock;
     using V = Vec<T, kLanes>;
     static_assert(kBlock % (kVectors * kLanes) == 0, "a block has whole pairs of vectors");
 
-    OVS_INLINE void run(int count, const TapRows<T>& taps, const T* weights, int64_t at, T* to, int64_t to_stride,
+    template <int kClasses>
+    OVS_INLINE void run(int64_t count, const TapRows<T>& taps, const T* weights, int64_t at, T* to, int64_t to_stride,
                         int64_t columns) const {
-        switch (count) {
-            case 1:
-                return sum<1>(taps, weights, at, to, to_stride, columns);
-            case 2:
-                return sum<2>(taps, weights, at, to, to_stride, columns);
-            case 3:
-                return sum<3>(taps, weights, at, to, to_stride, columns);
-            case 4:
-                return sum<4>(taps, weights, at, to, to_stride, columns);
-            case 5:
-                return sum<5>(taps, weights, at, to, to_stride, columns);
-            case 6:
-                return sum<6>(taps, weights, at, to, to_stride, columns);
-            case 7:
-                return sum<7>(taps, weights, at, to, to_stride, columns);
-            default:
-                return sum<8>(taps, weights, at, to, to_stride, columns);
+        if constexpr (kClasses > 1) {
+            if (count < kClasses) return run<kClasses - 1>(count, taps, weights, at, to, to_stride, columns);
         }
+        sum<kClasses>(taps, weights, at, to, to_stride, columns);
     }
 
     template <int kClasses>
     void sum(const TapRows<T>& taps, const T* weights, int64_t at, T* to, int64_t to_stride, int64_t columns) const {
-        V sums[kClasses][kVectors] = {};
-        for (int64_t tap = 0; tap < taps_; ++tap) {
+        V sums[kClasses][kVectors];
+        OVS_UNROLL
+        for (int k = 0; k < kClasses; ++k) {
+            OVS_UNROLL
+            for (int v = 0; v < kVectors; ++v) {
+                sums[k][v] = load<V>(weights + v * kLanes) * load<V>(taps.at[0] + at + k * pitch_ + v * kLanes);
+            }
+        }
+        for (int64_t tap = 1; tap < taps_; ++tap) {
             const T* from = taps.at[tap] + at;
             V w[kVectors];
             OVS_UNROLL
@@ -192,17 +214,20 @@ private:
                 for (int v = 0; v < kVectors; ++v) sums[k][v] += w[v] * load<V>(from + v * kLanes);
             }
         }
+        if (columns >= kVectors * kLanes) {
+            OVS_UNROLL
+            for (int k = 0; k < kClasses; ++k, to += to_stride) {
+                OVS_UNROLL
+                for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sums[k][v]);
+            }
+            return;
+        }
+        T rest[kVectors * kLanes];
         OVS_UNROLL
         for (int k = 0; k < kClasses; ++k, to += to_stride) {
             OVS_UNROLL
-            for (int v = 0; v < kVectors; ++v) {
-                const int64_t left = columns - v * kLanes;
-                if (left >= kLanes) {
-                    store(to + v * kLanes, sums[k][v]);
-                } else if (left > 0) {
-                    __builtin_memcpy(to + v * kLanes, &sums[k][v], static_cast<std::size_t>(left) * sizeof(T));
-                }
-            }
+            for (int v = 0; v < kVectors; ++v) store(rest + v * kLanes, sums[k][v]);
+            __builtin_memcpy(to, rest, static_cast<std::size_t>(columns) * sizeof(T));
         }
     }
 

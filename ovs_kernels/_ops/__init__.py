@@ -105,6 +105,7 @@ from . import (  # noqa: E402
     crf,  # noqa: F401
     graph,  # noqa: F401
     markov,  # noqa: F401
+    metrics,  # noqa: F401
     pamr,  # noqa: F401
     pixels,  # noqa: F401
     propagate,  # noqa: F401

@@ -1,7 +1,7 @@
 """Operators `dense_crf` and `permutohedral_filter`: plans, CPU and CUDA bridges, fakes, gradient of the filter."""
 
 import dataclasses
-import functools
+import math
 
 import torch
 from torch import Tensor
@@ -21,15 +21,17 @@ from .._checks import (
 )
 from ..reference import crf as reference
 from . import Gradient, register
+from .crf_lattice import NO_TERM, Lattice, link_all, scratch_bytes
 
 NAME = "dense_crf"
 FILTER = "permutohedral_filter"
-LATTICE = "permutohedral_lattice"  # not an operator: a stage of both
 SMALLEST_CLIP = torch.finfo(torch.float32).tiny  # its logarithm is taken in float32
 # Keys of vertices are four words of 64 bits at most.
 MAX_FEATURES = 16
 # Points times the vertices of a simplex are counted in 32 bits.
 MAX_ENTRIES = 2**31 - 1
+# Columns of values are filtered in multiples of this where a memory_limit asks for fewer at a time.
+COLUMN_GRANULE = 8
 # In the order of the core's enum.
 NORMALIZATIONS = ("none", "symmetric", "before", "after")
 
@@ -188,7 +190,7 @@ def plan(
     )
 
 
-def plan_filter(features, values, normalization, transpose) -> FilterPlan:
+def plan_filter(features, values, normalization, transpose, memory_limit) -> FilterPlan:
     """All checks of `permutohedral_filter`; the arguments are those of the schema."""
     dtype = expect_dtype(FILTER, "values", values, FLOATS)
     expect_rank(FILTER, "values", values, "N, C")
@@ -200,96 +202,14 @@ def plan_filter(features, values, normalization, transpose) -> FilterPlan:
     same_device(FILTER, values=values, features=features)
     _check_points(FILTER, "features", num_points, num_features, features.shape)
     expect_choice(FILTER, "normalization", normalization, NORMALIZATIONS)
+    if memory_limit is not None:
+        expect_integer(FILTER, "memory_limit", memory_limit, 1)
     return FilterPlan(num_points, num_features, num_classes, dtype, _compute_dtype(dtype))
-
-
-def _use_reference(on_cuda: bool) -> bool:
-    """There are no CUDA kernels in this family: the definition runs on the device."""
-    return on_cuda or _native.use_reference(False)
 
 
 def _colours(image: Tensor) -> Tensor:
     """[3, H, W] float64 from 0 to 255."""
     return image.double() if image.dtype == torch.uint8 else image.double() * 255
-
-
-@dataclasses.dataclass
-class _Lattice:
-    """A built lattice: what a term of the compiled module points to. Its weights are used up by one call.
-
-    Args:
-        planes: [F, N] float64.
-        scales: [D], D = F, or F + 2 with the positions of an image in front.
-        width: of the image whose pixels the points are, 0 for points of no image.
-        num_points: N.
-        dtype: of the weights.
-    """
-
-    planes: dataclasses.InitVar[Tensor]
-    scales: list[float]
-    width: dataclasses.InitVar[int]
-    num_points: dataclasses.InitVar[int]
-    dtype: dataclasses.InitVar[torch.dtype]
-
-    def __post_init__(self, planes, width, num_points, dtype) -> None:
-        device, corners = planes.device, len(self.scales) + 1
-        planes = planes.contiguous()
-        self.vertices = _native.allocate((num_points, corners), torch.int32, device)
-        self.weights = _native.allocate((num_points, corners), dtype, device)
-        arguments = {
-            "planes": planes.data_ptr(),
-            "scales": self.scales,
-            "num_points": num_points,
-            "width": width,
-            "positions": len(self.scales) > len(planes),
-            "vertices": self.vertices.data_ptr(),
-            "weights": self.weights.data_ptr(),
-            "dtype": _native.DTYPES[dtype],
-        }
-        # The first stage tells how many vertices there are.
-        first = {"stage": 0, "num_vertices": 0, "starts": 0, "points": 0, "entry_weights": 0, "neighbours": 0}
-        run = _native.prepare_cpu(LATTICE, device, arguments, first)
-        self.num_vertices = run(**first)
-        self.starts = _native.allocate((self.num_vertices + 1,), torch.int32, device)
-        self.points = _native.allocate((num_points * corners,), torch.int32, device)
-        self.entry_weights = _native.allocate((num_points * corners,), dtype, device)
-        self.neighbours = _native.allocate((corners, self.num_vertices, 2), torch.int32, device)
-        run(
-            stage=1,
-            num_vertices=self.num_vertices,
-            starts=self.starts.data_ptr(),
-            points=self.points.data_ptr(),
-            entry_weights=self.entry_weights.data_ptr(),
-            neighbours=self.neighbours.data_ptr(),
-        )
-
-    def term(self) -> dict[str, object]:
-        """The fields of the compiled module's CrfTerm."""
-        pointers = ("vertices", "weights", "starts", "points", "entry_weights", "neighbours")
-        return {
-            **NO_TERM,
-            "num_features": len(self.scales),
-            "num_vertices": self.num_vertices,
-            **{name: getattr(self, name).data_ptr() for name in pointers},
-        }
-
-
-NO_TERM = {
-    "exact": False,
-    "num_features": 0,
-    "num_vertices": 0,
-    "vertices": 0,
-    "weights": 0,
-    "starts": 0,
-    "points": 0,
-    "entry_weights": 0,
-    "neighbours": 0,
-    "sx": 0.0,
-    "sy": 0.0,
-    "compat_rank": 0,
-    "compat": 0.0,
-    "table": 0,
-}
 
 
 def _factors(compat: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -298,18 +218,24 @@ def _factors(compat: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor
     return table.to(dtype).to(device).contiguous()
 
 
-def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor]) -> tuple[list[dict], list]:
+def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor], on_cuda: bool) -> tuple[list[dict], list]:
     """The terms of one image for the compiled module, and what must outlive the call."""
-    lattice = functools.partial(_Lattice, num_points=p.size[0] * p.size[1], dtype=p.compute_dtype)
-    terms, kept = [], []
+    terms, points = [], []
     if p.gaussian_sxy is not None and exact:
         terms.append({**NO_TERM, "exact": True, "sx": p.gaussian_sxy[0], "sy": p.gaussian_sxy[1]})
     elif p.gaussian_sxy is not None:
-        kept.append(lattice(image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
+        points.append((image.new_empty(0, dtype=torch.float64), p.gaussian_sxy, p.size[1]))
     if p.bilateral_scales is not None:
-        kept.append(lattice(_colours(image), p.bilateral_scales, p.size[1]))
-    kept += [lattice(planes.double(), [1.0] * planes.shape[0], p.size[1]) for planes in features]
-    terms += [built.term() for built in kept]
+        points.append((_colours(image), p.bilateral_scales, p.size[1]))
+    points += [(planes.double(), [1.0] * planes.shape[0], p.size[1]) for planes in features]
+    kept = []
+    for planes, scales, width in points:
+        kept.append(Lattice(planes, scales, width, p.size[0] * p.size[1], p.compute_dtype, on_cuda))
+        if not on_cuda:
+            link_all(kept[-1:])
+    if on_cuda:
+        link_all(kept)
+    terms += [lattice.term() for lattice in kept]
     for term, compat in zip(terms, p.compat, strict=True):
         term["compat_rank"] = compat.dim()
         if compat.dim() == 0:
@@ -320,10 +246,12 @@ def _terms(p: Plan, image: Tensor, exact: bool, features: list[Tensor]) -> tuple
     return terms, kept
 
 
-def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, normalization, energies, clip) -> None:
+def _by_kernel(
+    p: Plan, on_cuda: bool, image, scores, result, iterations, exact, features, normalization, energies, clip
+) -> None:
     """One image into `result`, contiguous [C, H, W] in the dtype of the computation, or labels [H, W]."""
     scores = scores.to(p.compute_dtype).contiguous()
-    terms, kept = _terms(p, image, exact, features) if iterations > 0 else ([], [])
+    terms, kept = _terms(p, image, exact, features, on_cuda) if iterations > 0 else ([], [])
     arguments = {
         "scores": scores.data_ptr(),
         "out": result.data_ptr() if p.label_dtype is None else 0,
@@ -339,7 +267,7 @@ def _by_kernel(p: Plan, image, scores, result, iterations, exact, features, norm
         "normalization": NORMALIZATIONS.index(normalization),
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    _native.call_cpu(NAME, scores.device, arguments)
+    _native.call(NAME, scores.device, arguments, on_cuda)
     del kept
 
 
@@ -369,10 +297,10 @@ def _run(on_cuda: bool, *arguments) -> Tensor:
     for index in range(0 if p.empty else p.batch):
         one = (lambda tensor, index=index: tensor[index]) if p.batched else (lambda tensor: tensor)
         inputs = (one(image), one(scores), one(result), iterations, exact, [one(planes) for planes in features])
-        if _use_reference(on_cuda):
+        if _native.use_reference(on_cuda):
             _by_reference(p, *inputs, *options)
         else:
-            _by_kernel(p, *inputs, *options)
+            _by_kernel(p, on_cuda, *inputs, *options)
     return result if p.label_dtype is not None else result.to(p.dtype)
 
 
@@ -389,28 +317,65 @@ def _fake(*arguments) -> Tensor:
     return arguments[1].new_empty(p.shape, dtype=p.label_dtype or p.dtype)
 
 
-def _run_filter(on_cuda: bool, features, values, normalization, transpose) -> Tensor:
-    p = plan_filter(features, values, normalization, transpose)
-    values = values.to(p.compute_dtype)
-    if not p.empty and _use_reference(on_cuda):
-        result = reference.permutohedral_filter(features, values, normalization=normalization, transpose=transpose)
-        return result.to(p.dtype)
-    result = _native.allocate((p.num_points, p.num_classes), p.compute_dtype, values.device)
-    if p.empty:
-        return result.to(p.dtype)
-    values = values.contiguous()
-    lattice = _Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype)
-    arguments = {
-        "values": values.data_ptr(),
-        "out": result.data_ptr(),
+def _filter_columns(p: FilterPlan, lattice: Lattice, bytes_of, memory_limit: int | None) -> int:
+    """Columns at a time: all, or the most of which the scratch memory fits; then rounded up to whole granules."""
+    columns, fixed = p.num_classes, lattice.num_bytes
+    if memory_limit is None:
+        return columns
+    needed = max(fixed + bytes_of(columns), fixed + lattice.build_bytes)
+    while needed > memory_limit and columns > COLUMN_GRANULE:
+        columns = math.ceil(math.ceil(columns / 2) / COLUMN_GRANULE) * COLUMN_GRANULE
+        # Beside the scratch memory: the weights as they were, the columns and their result.
+        copies = lattice.weights.nbytes + lattice.entry_weights.nbytes
+        copies += 2 * p.num_points * columns * p.compute_dtype.itemsize
+        needed = fixed + max(copies + bytes_of(columns), lattice.build_bytes)
+    if needed > memory_limit:
+        wrong_value(FILTER, "memory_limit", f"at least {needed} bytes for these features", memory_limit)
+    return columns
+
+
+def _filter_by_kernel(p: FilterPlan, on_cuda: bool, features, values, normalization, transpose, memory_limit) -> Tensor:
+    lattice = Lattice(features.double().t(), [1.0] * p.num_features, 0, p.num_points, p.compute_dtype, on_cuda=on_cuda)
+    link_all([lattice])
+    common = {
         "terms": [lattice.term()],
         "num_points": p.num_points,
-        "num_classes": p.num_classes,
         "transpose": transpose,
         "normalization": NORMALIZATIONS.index(normalization),
         "dtype": _native.DTYPES[p.compute_dtype],
     }
-    _native.call_cpu(FILTER, values.device, arguments)
+
+    def filtered(columns: Tensor) -> Tensor:
+        columns = columns.contiguous()
+        result = _native.allocate(tuple(columns.shape), columns.dtype, columns.device)
+        pointers = {"values": columns.data_ptr(), "out": result.data_ptr(), "num_classes": columns.shape[1]}
+        _native.call(FILTER, columns.device, common | pointers, on_cuda)
+        return result
+
+    def bytes_of(count: int) -> int:
+        return scratch_bytes(FILTER, common | {"values": 0, "out": 0, "num_classes": count}, on_cuda)
+
+    size = _filter_columns(p, lattice, bytes_of, memory_limit)
+    if size == p.num_classes:
+        return filtered(values)
+    kept = [lattice.weights.clone(), lattice.entry_weights.clone()]  # a call uses them up
+    result = _native.allocate((p.num_points, p.num_classes), p.compute_dtype, values.device)
+    for begin in range(0, p.num_classes, size):
+        lattice.weights.copy_(kept[0])
+        lattice.entry_weights.copy_(kept[1])
+        result[:, begin : begin + size] = filtered(values[:, begin : begin + size])
+    return result
+
+
+def _run_filter(on_cuda: bool, features, values, normalization, transpose, memory_limit) -> Tensor:
+    p = plan_filter(features, values, normalization, transpose, memory_limit)
+    values = values.to(p.compute_dtype)
+    if p.empty:
+        return _native.allocate((p.num_points, p.num_classes), p.dtype, values.device)
+    if _native.use_reference(on_cuda):
+        result = reference.permutohedral_filter(features, values, normalization=normalization, transpose=transpose)
+    else:
+        result = _filter_by_kernel(p, on_cuda, features, values, normalization, transpose, memory_limit)
     return result.to(p.dtype)
 
 
@@ -422,22 +387,22 @@ def _filter_cuda(*arguments) -> Tensor:
     return _run_filter(True, *arguments)
 
 
-def _filter_fake(features, values, normalization, transpose) -> Tensor:
-    plan_filter(features, values, normalization, transpose)
+def _filter_fake(features, values, normalization, transpose, memory_limit) -> Tensor:
+    plan_filter(features, values, normalization, transpose, memory_limit)
     return values.new_empty(values.shape)
 
 
 def _filter_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(inputs[0])
-    ctx.normalization, ctx.transpose = inputs[2:]
+    ctx.normalization, ctx.transpose, ctx.memory_limit = inputs[2:]
 
 
 def _filter_backward(ctx, v_result):
     # Linear in the values: the gradient is the transposed filter.
     v_values = torch.ops.ovs_kernels.permutohedral_filter(
-        ctx.saved_tensors[0], v_result, ctx.normalization, not ctx.transpose
+        ctx.saved_tensors[0], v_result, ctx.normalization, not ctx.transpose, ctx.memory_limit
     )
-    return None, v_values, None, None
+    return None, v_values, None, None, None
 
 
 def _samples(device: str) -> list[tuple]:
@@ -461,9 +426,9 @@ def _filter_samples(device: str) -> list[tuple]:
     features = (3 * torch.rand(20, 3, generator=generator)).to(device)
     values = torch.rand(20, 2, generator=generator).to(device)
     return [
-        (features, values, "none", False),
-        (features, values.clone().requires_grad_(), "before", True),
-        (features[:, :1], values.double().requires_grad_(), "symmetric", False),
+        (features, values, "none", False, None),
+        (features, values.clone().requires_grad_(), "before", True, None),
+        (features[:, :1], values.double().requires_grad_(), "symmetric", False, 2**30),
     ]
 
 
@@ -478,7 +443,8 @@ register(
     samples=_samples,
 )
 register(
-    "permutohedral_filter(Tensor features, Tensor values, str normalization, bool transpose) -> Tensor",
+    "permutohedral_filter(Tensor features, Tensor values, str normalization, bool transpose, int? memory_limit) -> "
+    "Tensor",
     cpu=_filter_cpu,
     cuda=_filter_cuda,
     fake=_filter_fake,

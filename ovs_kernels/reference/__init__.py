@@ -6,6 +6,7 @@ from .attention import attention_mean
 from .crf import dense_crf, permutohedral_filter
 from .graph import knn_graph
 from .markov import doubly_stochastic, markov_velocity
+from .metrics import boundary_counts, confusion_matrix
 from .pamr import pamr, pamr_backward, pamr_weights
 from .pixels import lp_pixels, pixel_features
 from .propagate import lp_graph
@@ -20,6 +21,8 @@ __all__ = [
     "adaptive_conv_input_backward",
     "affinity_pool",
     "attention_mean",
+    "boundary_counts",
+    "confusion_matrix",
     "dense_crf",
     "doubly_stochastic",
     "fuse_experts",

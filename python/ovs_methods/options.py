@@ -6,22 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .attention import DIFFUSION, SHORT_NAMES, attention_files, is_matrix
-from .backbones import EMBEDDED, GUIDES, check_features, default_model, is_clip
+from .backbones import EMBEDDED, GUIDES, MATCHER, check_features, default_model, is_clip
 from .backbones.dinov2 import DEFAULT_LAYER
 from .errors import UserError
 from .files import check_out_folder, list_images, output_stems
 from .methods import (
     ATTENTION_METHODS,
     FUSIONS,
+    PNP,
     RECIPES,
     DsloPreset,
+    PnpPreset,
     Preset,
     Recipe,
     check_propagation,
     choose_dslo_preset,
+    choose_pnp_preset,
     choose_preset,
     choose_recipe,
 )
+from .options_pnp import check_pnp, is_uncovered, pnp_classes, pnp_settings, read_tuned
 from .outputs import OutputPaths, content_identity, file_identity
 from .vocabulary import MAX_ID, Exemplar, Point, check_distinct, load_templates, parse_classes
 from .windows import parse_windows
@@ -29,7 +33,7 @@ from .windows import parse_windows
 if TYPE_CHECKING:
     from .rankings import Ranking
 
-SHORT_SIDE = 448
+SHORT_SIDE, PNP_SIDE = 448, 336
 TOP = 4  # experts of a class
 
 
@@ -46,21 +50,26 @@ class SegmentOptions:
         class_names: names of the ids in the masks.
         prototypes: embeddings of a class in a mask at most; 1 also averages the points of a class.
         classes: classes by text, as `parse_classes` reads it.
-        background: words of an additional class, for `classes`.
+        background: words of an additional class, for `classes`; for pnp-ovss also "uncovered".
         templates: file of the prompts that the names in `classes` are put into; None is open_clip's 80.
-        method: key of METHODS, or floss; None is lposs+ for text and pixels for the rest.
+        method: key of METHODS, floss or pnp-ovss; None is lposs+ for text and pixels for the rest.
         propagation: of `ovs_kernels.lp_pixels`, for the methods pixels and lposs+.
         preset: of the patch stage and of DSLO, see `choose_preset` and `choose_dslo_preset`.
         constants: fields of `Preset` given one by one.
         dslo: fields of `DsloPreset` given one by one.
-        recipe: scale and threshold of floss and the methods in RECIPES, where the user gave them.
+        pnp: fields of `PnpPreset` given one by one, and `crf_iterations`.
+        pnp_variant: key of PNP_PRESETS.
+        tuned: report of `ovs tune-pnp`, whose best setting replaces what `pnp` and `recipe` leave open.
+        recipe: scale, threshold and pamr of floss and the methods in RECIPES, where the user gave them.
         base: key of RECIPES that floss builds on; None is the one that the ranking was made with.
         experts: file of the ranking, for floss.
         top: templates that are experts for a class, at most; None is 4, for floss.
         fusion: one of FUSIONS; None is the first, for floss.
-        short_side: of the working resolution; None is that of the ranking or the recipe, 448 without one.
+        short_side: of the working resolution; None is that of the ranking or the recipe, 448 without one. For pnp-ovss
+            the side of the square that a photo becomes; None is 336.
+        resize: "smooth" averages over the pixels that a reduced photo loses, "sampled" does not, as published code.
         backbone: name of the backbone; None is the CLIP that the features were published with, for text and the
-            methods in RECIPES, and the embedded one for the rest.
+            methods in RECIPES, BLIP for pnp-ovss, and the embedded one for the rest.
         weights: its local file.
         features: how CLIP's patches become features, one of FEATURES; None is that of the recipe, else `kk` for DSLO
             and `maskclip` for the rest.
@@ -76,6 +85,7 @@ class SegmentOptions:
         attention_layer: the blocks whose self-attention it is, as `load_attention` reads them; None is its usual one.
         layer: of the embedded backbone.
         threads: of the backbone and the kernels, None for all CPUs.
+        panels: folder of panels, None for none.
         overwrite: redo what is there already.
         loaded_ranking: what is in `experts`; set by `resolved`.
     """
@@ -95,12 +105,16 @@ class SegmentOptions:
     preset: str = "auto"
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     dslo: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pnp: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pnp_variant: str | None = None
+    tuned: str | None = None
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: str | None = None
     experts: str | None = None
     top: int | None = None
     fusion: str | None = None
     short_side: int | None = None
+    resize: str = "smooth"
     backbone: str | None = None
     weights: str | None = None
     features: str | None = None
@@ -114,6 +128,7 @@ class SegmentOptions:
     attention_layer: str | None = None
     layer: int = DEFAULT_LAYER
     threads: int | None = None
+    panels: Path | None = None
     overwrite: bool = False
     loaded_ranking: "Ranking | None" = None
 
@@ -125,6 +140,9 @@ class SegmentOptions:
         """
         text = self.classes is not None
         method = self.method or ("lposs+" if text else "pixels")
+        if method == PNP:
+            side = PNP_SIDE if self.short_side is None else self.short_side
+            return dataclasses.replace(self, short_side=side, backbone=self.backbone or MATCHER)
         base, floss, short_side = self.base, {}, self.short_side
         ranking = self.ranking() if method == "floss" else None
         if ranking is not None:
@@ -192,6 +210,14 @@ class SegmentOptions:
         """Constants of DSLO."""
         return choose_dslo_preset(self.preset, self.backbone, self.dslo)
 
+    def pnp_constants(self) -> PnpPreset:
+        """Constants of PnP-OVSS."""
+        changed = {**self.pnp, "threshold": self.recipe.get("threshold")}
+        model = self.backbone or MATCHER
+        tuned = read_tuned(Path(self.tuned), model, self.weights) if self.tuned is not None else {}
+        changed = tuned | {name: value for name, value in changed.items() if value is not None}
+        return choose_pnp_preset(self.pnp_variant or "paper", changed)
+
     def clip_recipe(self) -> Recipe | None:
         """Constants of the CLIP family, None for other methods."""
         floss = self.method == "floss"
@@ -207,7 +233,10 @@ class SegmentOptions:
         if recipe is not None:
             ranked = self.loaded_ranking.windows if self.loaded_ranking is not None else None
             return self.constants.get("windows") or ranked or recipe.windows
-        return "none" if self.uses_attention() else self.patch_constants().windows
+        return "none" if self.uses_attention() or self.method == PNP else self.patch_constants().windows
+
+
+_PNP_OPTIONS = {"layer": "cross-layer", "head": "cross-head"}
 
 
 def _check_inputs_survive(outputs: list[OutputPaths], inputs: list[Path]) -> None:
@@ -219,7 +248,13 @@ def _check_inputs_survive(outputs: list[OutputPaths], inputs: list[Path]) -> Non
                 raise UserError("--out", "a folder where no input is replaced", f"{path}, which is an input itself")
 
 
-def _check_vocabulary(options: SegmentOptions) -> None:
+def check_vocabulary(options: SegmentOptions) -> None:
+    """Raises UserError for classes that do not fit together, or with the backbone and the method."""
+    if options.method == PNP:
+        check_pnp(options)
+        return
+    if is_uncovered(options.background):
+        raise UserError("--background", "--method pnp-ovss with it", f"'{options.background}'")
     if options.classes is not None:
         if options.points or options.exemplars:
             raise UserError("--classes", "no --point and no --exemplar with it", "both")
@@ -247,8 +282,12 @@ def _check_used(options: SegmentOptions) -> None:
     for name in ("experts", "base", "top", "fusion"):
         if getattr(options, name) is not None and method != "floss":
             raise UserError(f"--{name}", "--method floss with it", f"--method {method}")
+    for name, value in {"variant": options.pnp_variant, "tuned": options.tuned, **options.pnp}.items():
+        if value is not None and method != PNP:
+            option = _PNP_OPTIONS.get(name, name.replace("_", "-"))
+            raise UserError(f"--{option}", "--method pnp-ovss with it", f"--method {method}")
     heads = [name for name, recipe in RECIPES.items() if recipe.head == "naclip"]
-    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv"]}
+    users = {"scale": [*RECIPES, "floss", *ATTENTION_METHODS], "threshold": [*heads, "dslo-mv", PNP], "pamr": heads}
     for name, methods in users.items():
         given = [values.get(name) for values in (options.recipe, options.dslo)]
         if any(value is not None for value in given) and method not in methods:
@@ -292,6 +331,26 @@ def _check_dslo(options: SegmentOptions, images: list[Path]) -> None:
         raise UserError("--attention", wanted, f"{len(images)} images", "a matrix belongs to one photo")
 
 
+def check_method(options: SegmentOptions, images: list[Path]) -> None:
+    """Checks the method and its options, as far as that needs no model.
+
+    Args:
+        options: resolved.
+        images: that it is for; of most methods their number does not matter.
+
+    Raises:
+        UserError: something cannot be used.
+    """
+    _check_recipe(options)
+    if options.method != PNP:
+        check_features(options.backbone, **options.clip())
+    parse_windows(options.windows())
+    if options.uses_attention():
+        _check_dslo(options, images)
+    if options.method in ("pixels", "lposs+"):
+        check_propagation(options.propagation)
+
+
 def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, OutputPaths]]:
     """Checks what can be checked without reading images.
 
@@ -302,7 +361,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
         UserError: something cannot be used.
     """
     images = list_images(options.images)
-    _check_vocabulary(options)
+    check_vocabulary(options)
     reference = None
     if options.points:
         if options.points_on is not None:
@@ -320,18 +379,15 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
             check_distinct([point.name for point in options.points])
     elif options.points_on is not None:
         raise UserError("--points-on", "at least one --point with it", "none")
-    _check_recipe(options)
-    check_features(options.backbone, **options.clip())
-    parse_windows(options.windows())
-    if options.uses_attention():
-        _check_dslo(options, images)
-    if options.method in ("pixels", "lposs+"):
-        check_propagation(options.propagation)
+    check_method(options, images)
     check_out_folder(options.out)
     for argument in options.images:
         if Path(argument).is_dir() and Path(argument).resolve() == options.out.resolve():
             raise UserError("--out", "another folder than that of the images", options.out)
-    outputs = {path: OutputPaths.of(options.out, stem) for path, stem in output_stems(images).items()}
+    if options.panels is not None:
+        check_out_folder(options.panels)
+    stems = output_stems(images)
+    outputs = {path: OutputPaths.of(options.out, stem, panels=options.panels) for path, stem in stems.items()}
     inputs = images + [path for exemplar in options.exemplars for path in (exemplar.image, exemplar.mask)]
     _check_inputs_survive(list(outputs.values()), [*inputs, *([reference] if reference else [])])
     return images, reference, outputs
@@ -339,7 +395,10 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
 
 def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, Any]:
     """Everything but the image that decides the result; stored in the JSON, compared on resuming."""
-    text = parse_classes(options.classes, options.background) if options.classes is not None else None
+    if options.method == PNP:
+        text = pnp_classes(options.classes, options.background)
+    else:
+        text = parse_classes(options.classes, options.background) if options.classes is not None else None
     graph, attends = options.uses_graph(), options.uses_attention()
     weights = [options.weights, options.graph_weights if graph else None, options.guide_weights, options.projection]
     attention = {}
@@ -362,6 +421,7 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "windows": options.windows(),
         "graph": dataclasses.asdict(options.patch_constants()) if graph else {},
         "dslo": attention,
+        "pnp": pnp_settings(options) if options.method == PNP else {},
         "points": [str(point) for point in options.points],
         "points_on": file_identity(reference) if reference is not None and reference.is_file() else None,
         "exemplars": [[file_identity(e.image), file_identity(e.mask)] for e in options.exemplars],
@@ -369,6 +429,7 @@ def run_settings(options: SegmentOptions, reference: Path | None) -> dict[str, A
         "prototypes": options.prototypes,
         "classes": text,
         "short_side": options.short_side,
+        "resize": options.resize,
         "backbones": [options.backbone, options.graph_backbone if graph else None],
         "features": options.features,
         "guide": options.guide,

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import __version__, viz
 from .files import write_together
+from .panels import Column, comparison
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,22 +50,26 @@ class OutputPaths:
         overlay: PNG to look at.
         summary: JSON; written last, so it exists only beside complete others.
         scores: refined scores, only of `ovs refine`.
+        panel: PNG with the photo beside its labels, names written on them; None without --save-panels.
     """
 
     labels: Path
     overlay: Path
     summary: Path
     scores: Path | None = None
+    panel: Path | None = None
 
     @classmethod
-    def of(cls, out: Path, stem: str, scores: bool = False) -> "OutputPaths":
-        """The files in folder `out` for a photo called `stem`."""
+    def of(cls, out: Path, stem: str, scores: bool = False, panels: Path | None = None) -> "OutputPaths":
+        """The files in folder `out` for a photo called `stem`, and its panel in folder `panels`."""
         refined = out / f"{stem}_refined.npy" if scores else None
-        return cls(out / f"{stem}_labels.png", out / f"{stem}_overlay.png", out / f"{stem}.json", refined)
+        panel = panels / f"{stem}_panel.png" if panels is not None else None
+        return cls(out / f"{stem}_labels.png", out / f"{stem}_overlay.png", out / f"{stem}.json", refined, panel)
 
     def all(self) -> list[Path]:
         """Every file, the summary last."""
-        return [path for path in (self.scores, self.labels, self.overlay, self.summary) if path is not None]
+        paths = (self.panel, self.scores, self.labels, self.overlay, self.summary)
+        return [path for path in paths if path is not None]
 
     def complete_with(self, settings: dict[str, Any]) -> bool:
         """Whether all files are there and come from the same inputs and settings."""
@@ -157,5 +162,11 @@ def write_outputs(
                 np.save(file, scores)
 
         outputs = {paths.scores: timed(write_scores), **outputs}
+    if paths.panel is not None:
+        with clock("draw"):
+            drawn = comparison(
+                photo, [Column(str(summary.get("method", "")), labels)], names, title=str(summary.get("image", ""))
+            )
+        outputs = {paths.panel: timed(lambda path: drawn.save(path, format="PNG", compress_level=3)), **outputs}
     write_together(outputs)
     return list(zip(names, shares, strict=True))

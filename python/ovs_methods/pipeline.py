@@ -13,10 +13,20 @@ from .attention import Attention, AttentionSource, BackboneAttention, load_atten
 from .backbones import AttentiveBackbone, TextBackbone, load_backbone
 from .backbones.dinov2 import available_cpus
 from .errors import UserError
-from .images import read_photo, resize_argmax, to_tensor, working_size
-from .methods import METHODS, best_of_groups, expert_embeddings, floss, softmax_argmax, upsample_argmax
+from .images import read_photo, resize_argmax, sampled, to_tensor, working_size
+from .methods import (
+    METHODS,
+    PNP,
+    best_of_groups,
+    expert_embeddings,
+    floss,
+    pamr_scores,
+    softmax_argmax,
+    upsample_argmax,
+)
 from .options import SegmentOptions, plan, run_settings
 from .outputs import OutputPaths, Stopwatch, file_identity, write_outputs
+from .shared import Shared
 from .vocabulary import (
     ClassExamples,
     Vocabulary,
@@ -63,12 +73,13 @@ class Segmenter:
     Args:
         options: what was asked for.
         reference: the photo that the points are in.
+        shared: models, and what they see of a photo, in common with other methods; None shares nothing.
     """
 
-    def __init__(self, options: SegmentOptions, reference: Path | None):
+    def __init__(self, options: SegmentOptions, reference: Path | None, shared: Shared | None = None):
         torch.set_num_threads(options.threads or available_cpus())
         self.options = options = options.resolved()
-        self.clock = Stopwatch()
+        self.clock, self._shared = Stopwatch(), shared
         self._seen: tuple[Path, Seen, Stopwatch] | None = None
         self._setups = parse_windows(options.windows())
         self._recipe = options.clip_recipe()
@@ -102,17 +113,18 @@ class Segmenter:
         self.vocabulary: Vocabulary = build_vocabulary(examples)
 
     def _load_models(self) -> None:
-        options = self.options
-        shared = {"layer": options.layer, "threads": options.threads}
-        self.backbone = load_backbone(options.backbone, options.weights, **options.clip(), **shared)
+        options, load = self.options, (self._shared or Shared()).model
+        both = {"layer": options.layer, "threads": options.threads}
+        self.backbone = load(load_backbone, options.backbone, options.weights, **options.clip(), **both)
         self.graph_backbone = None
         if options.uses_graph() and options.graph_backbone != options.backbone:
             flag = "--graph-weights"
-            self.graph_backbone = load_backbone(options.graph_backbone, options.graph_weights, flag=flag, **shared)
+            self.graph_backbone = load(load_backbone, options.graph_backbone, options.graph_weights, flag=flag, **both)
         self.attention: AttentionSource | None = None
         if options.uses_attention():
             same = options.attention == options.backbone and options.attention_weights in (None, options.weights)
-            self.attention = load_attention(
+            self.attention = load(
+                load_attention,
                 options.attention,
                 options.weights if same else options.attention_weights,
                 layer=options.attention_layer,
@@ -164,29 +176,43 @@ class Segmenter:
 
     def views(self, photo: "Image", image: Tensor) -> list[View]:
         """What the backbones see of a photo, one view per set-up of windows."""
-        return [look(photo, image, self.backbone, self.graph_backbone, setup) for setup in self._setups]
+        models = self.backbone, self.graph_backbone
+        return [look(photo, image, *models, setup, self._shared) for setup in self._setups]
 
     def _look(self, photo: "Image", clock: Stopwatch) -> Seen:
         """Shows a photo to the models; one pass gives features and attention if one model has both."""
-        size, attention = self.size(photo), None
+        size, attention, original = self.size(photo), None, photo
         with clock("read"):
+            if self.options.resize == "sampled":
+                photo = (
+                    sampled(photo, size)
+                    if self._shared is None
+                    else self._shared.seen(("sampled", size), lambda: sampled(original, size))
+                )
             image = to_tensor(photo, size)
         if isinstance(self.attention, BackboneAttention) and self.attention.backbone is self.backbone:
             with clock("backbone"):
-                features, attention = self.attention.with_features(photo, size)
-                return Seen(photo, image, [whole_view(features, size, self.backbone.patch)], attention)
+                features, attention = self._once("features", photo, size, self.attention.with_features)
+                return Seen(original, image, [whole_view(features, size, self.backbone.patch)], attention)
         with clock("backbone"):
             views = self.views(photo, image)
         if self.attention is not None:
             with clock("attention"):
-                attention = self.attention(photo, size)
-        return Seen(photo, image, views, attention)
+                attention = self._once("attention", original, size, self.attention)
+        return Seen(original, image, views, attention)
 
-    def read(self, path: Path, clock: Stopwatch) -> Seen:
-        """A photo and what the models see of it; once for the photo that the points are in."""
+    def _once(self, what: str, photo: "Image", size: tuple[int, int], make: Callable[..., Any]) -> Any:
+        """What `make` makes of a photo and a size; once for all methods that share it."""
+        if self._shared is None:
+            return make(photo, size)
+        return self._shared.seen((id(self.attention), what, photo.size, size), lambda: make(photo, size))
+
+    def read(self, path: Path, clock: Stopwatch, photo: "Image | None" = None) -> Seen:
+        """A photo, read already or not, and what the models see of it; once for the photo that the points are in."""
         if self._seen is None or self._seen[0] != path:
-            with clock("read"):
-                photo = read_photo(path)
+            if photo is None:
+                with clock("read"):
+                    photo = read_photo(path)
             return self._look(photo, clock)
         _, seen, spent = self._seen
         for stage, milliseconds in spent.milliseconds.items():
@@ -213,15 +239,18 @@ class Segmenter:
             arguments = {"scale": recipe.scale}
         return METHODS[options.method](seen.views, self.vocabulary, seen.image, **arguments)
 
-    def labels(self, path: Path, clock: Stopwatch) -> tuple[Seen, np.ndarray]:
+    def labels(self, path: Path, clock: Stopwatch, photo: "Image | None" = None) -> tuple[Seen, np.ndarray]:
         """The photo, and the class index of each of its pixels, [H, W]; the time of each stage goes to `clock`."""
-        seen, options = self.read(path, clock), self.options
+        seen, options = self.read(path, clock, photo), self.options
         with clock(options.method):
             scores = self.scores(seen)
         if options.uses_attention():
             with clock("upsample + argmax"):
                 return seen, upsample_argmax(scores, seen.photo, options.dslo_constants()).numpy()
         size = seen.photo.height, seen.photo.width
+        if self._recipe is not None and self._recipe.pamr:
+            with clock("pamr"):
+                scores = pamr_scores(scores, seen.image, size)
         with clock("resize + argmax"):
             if self._recipe is not None and self._recipe.head == "naclip":
                 rule = {"scale": self._recipe.scale, "threshold": self._recipe.threshold}
@@ -248,6 +277,15 @@ class Segmenter:
         names, ids = self.vocabulary.names, self.vocabulary.ids
         shares = write_outputs(paths, photo, labels, names, ids, summary=summary, settings=settings, clock=clock)
         return shares, clock
+
+
+def make_segmenter(options: SegmentOptions, reference: Path | None = None, shared: Shared | None = None) -> Segmenter:
+    """The segmenter of the method that the options name; arguments as of `Segmenter`."""
+    if options.resolved().method == PNP:
+        from .pnp import PnpSegmenter
+
+        return PnpSegmenter(options)
+    return Segmenter(options, reference, shared)
 
 
 @dataclasses.dataclass
@@ -304,7 +342,7 @@ def segment(options: SegmentOptions, watch: Watcher | None = None) -> Report:
     watch(options.out, "plan", len(todo))
     if not todo:
         return report
-    segmenter = Segmenter(options, reference)
+    segmenter = make_segmenter(options, reference)
     report.setup = segmenter.clock
     for path, settings in todo:
         try:

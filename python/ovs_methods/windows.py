@@ -12,6 +12,7 @@ from ovs_kernels import window_boxes
 
 from .backbones import Backbone
 from .errors import UserError
+from .shared import Shared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,6 +79,7 @@ def look(
     backbone: Backbone,
     graph_backbone: Backbone | None,
     setup: tuple[int, int] | None,
+    shared: Shared | None = None,
 ) -> View:
     """Features of all windows of one set-up.
 
@@ -88,6 +90,7 @@ def look(
         graph_backbone: whose features the graph compares; None is `backbone`. Where the two have different
             grids, the features of `backbone` are resampled to the other grid before they are normalised.
         setup: size and stride of the windows, None for the whole photo.
+        shared: keeps the features of the photo at hand for other methods.
 
     Returns:
         The view; a photo smaller than a window is one window of its own size.
@@ -95,11 +98,18 @@ def look(
     height, width = image.shape[1:]
     size, stride = setup or (max(height, width),) * 2
     boxes = torch.as_tensor(window_boxes((height, width), size, stride))
-    features = appearance = _dense(backbone, photo, image, boxes, setup is None)
+
+    def dense(model: Backbone) -> Tensor:
+        def make() -> Tensor:
+            return _dense(model, photo, image, boxes, setup is None)
+
+        return make() if shared is None else shared.seen((id(model), photo.size, height, width, setup), make)
+
+    features = appearance = dense(backbone)
     patch = backbone.patch
     if graph_backbone is not None:
         patch = graph_backbone.patch
-        appearance = _dense(graph_backbone, photo, image, boxes, setup is None)
+        appearance = dense(graph_backbone)
         grid = appearance.shape[1:3]
         if grid != features.shape[1:3]:
             planes = features.permute(0, 3, 1, 2)

@@ -182,3 +182,92 @@ def ovs(tmp_path, environment):
         )
 
     return run
+
+
+def transformers():
+    """The package; skips if it is not installed."""
+    return models("transformers")
+
+
+def _wordpieces(folder: Path) -> None:
+    """A vocabulary of BERT's kind: some words, and letters for the others, so that a word is one token or several."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture", "of", "cat", "wall", "sofa", "table", "cup", "sp"]
+    words += [*letters, *(f"##{letter}" for letter in letters), "##oon", "##plant", "pot", "##ted", "'"]
+    made = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    marks = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers().PreTrainedTokenizerFast(tokenizer_object=made, mask_token="[MASK]", **marks).save_pretrained(folder)
+
+
+def _byte_pairs(folder: Path) -> None:
+    """A vocabulary of RoBERTa's kind: bytes, and a few merges, so that a word is several tokens."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = [("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t"), ("Ġ", "w"), ("a", "l"), ("al", "l"), ("o", "f")]
+    words += ["".join(pair) for pair in merges]
+    made = Tokenizer(BPE({word: number for number, word in enumerate(words)}, merges, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
+    marks = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    transformers().PreTrainedTokenizerFast(tokenizer_object=made, **marks).save_pretrained(folder)
+
+
+def _save(model, folder: Path, seed: int) -> None:
+    """With weights that make attention and matches depend on everything."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    transformers().utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+
+
+def make_blip(folder: Path, seed: int = 0, **changed) -> Path:
+    """`BlipForImageTextRetrieval`, made small: three text layers of four heads, patches of 16, made for 64 pixels."""
+    package = transformers()
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text |= {"encoder_hidden_size": 32, "projection_dim": 16, "max_position_embeddings": 64, **changed}
+    config = package.BlipConfig(
+        vision_config={**vision, "image_size": 64, "patch_size": 16}, text_config=text, image_text_hidden_size=16
+    )
+    _save(package.BlipForImageTextRetrieval(config), folder, seed)
+    _wordpieces(folder)
+    return folder
+
+
+def make_bridgetower(folder: Path, seed: int = 0) -> Path:
+    """`BridgeTowerForImageAndTextRetrieval`, made small: two cross-modal layers of eight heads, patches of 16."""
+    package = transformers()
+    vision = {"hidden_size": 64, "num_hidden_layers": 3, "patch_size": 16, "image_size": 64}
+    text = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8, "intermediate_size": 48}
+    text |= {"vocab_size": 300, "max_position_embeddings": 66}
+    config = package.BridgeTowerConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=8, vision_config=vision, text_config=text
+    )
+    _save(package.BridgeTowerForImageAndTextRetrieval(config), folder, seed)
+    _byte_pairs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blip_folder(tmp_path_factory) -> Path:
+    """As `make_blip` makes it."""
+    return make_blip(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture(scope="session")
+def bridgetower_folder(tmp_path_factory) -> Path:
+    """As `make_bridgetower` makes it."""
+    return make_bridgetower(tmp_path_factory.mktemp("bridgetower"))

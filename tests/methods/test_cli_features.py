@@ -53,9 +53,24 @@ def test_dslo_takes_any_features_and_loads_its_attention_by_itself(ovs, tmp_path
     assert json.loads((tmp_path / "out" / "small.json").read_text())["settings"]["features"] == "proxyclip"
 
 
+def test_naclip_ends_in_pamr_if_asked(ovs, tmp_path, words):
+    words = [*words[: words.index("--method")], "--method", "naclip", *words[words.index("--backbone") :]]
+    words += ["--classes", "cat, sofa, grass, sky, stone wall", "--features", "maskclip"]
+    found = {}
+    for options in ([], ["--pamr"]):
+        result = ovs(*words, *options, "--quiet")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        document = json.loads((tmp_path / "out" / "small.json").read_text())
+        assert document["settings"]["recipe"]["pamr"] == bool(options)
+        assert ("pamr" in document["timings_ms"]) == bool(options)
+        found[bool(options)] = (tmp_path / "out" / "small_labels.png").read_bytes()
+    assert found[True] != found[False]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (["--pamr"], "--pamr: expected --method naclip or proxyclip with it, got --method coarse"),
         (["--features", "naclip", "--guide", TINY], "--guide: expected --features clip-dinoiser or proxyclip with it"),
         (
             ["--features", "clip-dinoiser", "--projection", "none.pt"],

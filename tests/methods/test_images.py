@@ -102,3 +102,25 @@ def test_to_tensor_reduces_without_aliasing():
     reduced = images.to_tensor(Image.fromarray(stripes), (8, 25))
     assert reduced.shape == (3, 8, 25)
     assert (reduced - 0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("size", [(53, 71), (120, 200), (300, 160)])
+def test_sampled_is_bilinear_between_four_pixels(chelsea, size):
+    with Image.open(chelsea) as file:
+        photo = file.convert("RGB").crop((0, 0, 160, 120))
+    made = np.asarray(images.sampled(photo, size))
+    values = np.asarray(photo).astype(np.float64)
+    taps = []
+    for wanted, given in zip(size, values.shape[:2], strict=True):
+        source = np.maximum((np.arange(wanted) + 0.5) * given / wanted - 0.5, 0)
+        first = np.floor(source).astype(int)
+        taps.append((first, np.minimum(first + 1, given - 1), source - first))
+    (y0, y1, v), (x0, x1, u) = taps
+    v, u = v[:, None, None], u[None, :, None]
+    top = values[y0][:, x0] * (1 - u) + values[y0][:, x1] * u
+    bottom = values[y1][:, x0] * (1 - u) + values[y1][:, x1] * u
+    assert np.abs(made - (top * (1 - v) + bottom * v)).max() <= 0.501
+    cv2 = pytest.importorskip("cv2")
+    theirs = cv2.resize(np.asarray(photo), size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(made.astype(int) - theirs).max() <= 1
+    assert images.sampled(photo, (120, 160)) is photo

@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 from ovs_methods import images
 from ovs_methods.backbones import MaskClip
 from ovs_methods.images import read_photo, to_tensor, working_size
-from ovs_methods.methods import naclip, softmax_argmax
+from ovs_methods.methods import naclip, pamr_scores, softmax_argmax
 from ovs_methods.vocabulary import Vocabulary, build_vocabulary, load_templates, template_embeddings, text_examples
 from ovs_methods.windows import look
 
@@ -25,9 +25,12 @@ def clip(clip_folder):
     return MaskClip(f"local-dir:{clip_folder}")
 
 
-@pytest.mark.parametrize(("setup", "scale", "threshold"), [((64, 32), 40, 0.1), ((64, 32), 40, 0.6), (None, 100, 0)])
+@pytest.mark.parametrize(
+    ("setup", "scale", "threshold", "refined"),
+    [((64, 32), 40, 0.1, False), ((64, 32), 40, 0.6, False), (None, 100, 0, False), ((64, 32), 40, 0.1, True)],
+)
 def test_naclip_becomes_probabilities_at_the_pixels_of_the_photo(
-    clip, chelsea, tmp_path, monkeypatch, setup, scale, threshold
+    clip, chelsea, tmp_path, monkeypatch, setup, scale, threshold, refined
 ):
     photo = read_photo(chelsea).resize((105, 70))
     size = working_size(photo.height, photo.width, 80)
@@ -42,7 +45,13 @@ def test_naclip_becomes_probabilities_at_the_pixels_of_the_photo(
         features = torch.cat([clip.dense(image[None, :, y0:y1, x0:x1]) for y0, x0, y1, x1 in boxes])
     names = [name for words in CLASSES.values() for name in words]
     texts = literal.unit(template_embeddings(clip, names, load_templates(), tmp_path).double().numpy().mean(0))
-    expected = literal.naclip(features.double().numpy(), boxes, texts, GROUPS, size, (70, 105), scale)
+    picture = image.double().numpy() if refined else None
+    expected = literal.naclip(features.double().numpy(), boxes, texts, GROUPS, size, (70, 105), scale, picture)
+    if refined:
+        coarse = softmax_argmax(scores, vocabulary, (70, 105), scale, threshold).numpy()
+        scores = pamr_scores(scores, image, (70, 105))
+        assert scores.shape == (7, 70, 105)
+        assert (coarse != literal.labels(expected, threshold)).mean() > 0.005  # PAMR does something
     best = np.sort(expected, 0)
     sure = (best[-1] - best[-2] > 1e-4) & (np.abs(best[-1] - threshold) > 1e-4)
     assert sure.mean() > 0.98
@@ -53,6 +62,18 @@ def test_naclip_becomes_probabilities_at_the_pixels_of_the_photo(
         assert (found != literal.labels(expected)).mean() > 0.05  # the threshold does something
     monkeypatch.setattr(images, "_BAND_BYTES", 16384)
     assert np.array_equal(softmax_argmax(scores, vocabulary, (70, 105), scale, threshold).numpy(), found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_iter": 3, "dilations": (1, 2, 5)}])
+def test_pamr_sees_the_normalised_image_at_the_size_of_the_photo(settings):
+    generator = torch.Generator().manual_seed(3)
+    image, scores = torch.rand(3, 31, 40, generator=generator), torch.randn(5, 9, 12, generator=generator)
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    picture = (image.double().numpy() - mean[:, None, None]) / std[:, None, None]
+    picture, wide = literal.resized(picture, (50, 63)), literal.resized(scores.double().numpy(), (50, 63))
+    found = pamr_scores(scores, image, (50, 63), **settings).numpy()
+    assert np.abs(found - literal.pamr(picture, wide, **settings)).max() < 1e-4
+    assert np.abs(found - wide).max() > 0.1
 
 
 def test_the_softmax_is_taken_after_the_resize():

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 from ..errors import UserError
+from .blip import BlipMatcher
+from .bridgetower import BridgeTowerMatcher
 from .clip import DEFAULT_MODEL, ClipBackbone
 from .clip_dinoiser import ClipDinoiser, read_projection
 from .core import AttentiveBackbone, Backbone, TextBackbone
 from .dino import ALIASES, DinoTokens, DinoValues
 from .dinov2 import DEFAULT_LAYER, DinoV2
 from .maskclip import FORMS, MaskClip
+from .matching import HookedMatcher, ImageTextMatcher
+from .pretrained import local_folder, model_files, model_type
 from .proxyclip import ProxyClip
 
 EMBEDDED = DinoV2.name
@@ -16,6 +20,48 @@ FEATURES = (*FORMS, "clip-dinoiser", "proxyclip")  # how CLIP's patches become f
 GUIDES = {"clip-dinoiser": "dino_vitb16", "proxyclip": "dino_vitb8"}  # the usual guide of those that need one
 _OPENAI = "ViT-B-16:openai"
 _MODELS = {"naclip": _OPENAI, "proxyclip": _OPENAI}  # the CLIP that a form was published with
+
+# Models that match images and text: short names, and the class for each architecture of transformers.
+MATCHER = "blip-itm-large-flickr"
+_HUB = {
+    **{name: f"Salesforce/{name}" for name in (MATCHER, "blip-itm-large-coco", "blip-itm-base-flickr")},
+    "blip-itm-base-coco": "Salesforce/blip-itm-base-coco",
+    "bridgetower-base": "BridgeTower/bridgetower-base-itm-mlm",
+    "bridgetower-large": "BridgeTower/bridgetower-large-itm-mlm",
+}
+_ARCHITECTURES = {"blip": BlipMatcher, "bridgetower": BridgeTowerMatcher}
+
+
+def load_matcher(name: str = MATCHER, weights: str | None = None, flag: str = "--weights") -> ImageTextMatcher:
+    """The model that matches images and text which a user names.
+
+    Args:
+        name: `blip-itm-large-flickr`, `blip-itm-large-coco`, the same with `base`, `bridgetower-base`,
+            `bridgetower-large`, ORG/REPO of the hub, or a folder in the layout of transformers.
+        weights: such a folder instead of the download.
+        flag: the option that `weights` comes from.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: no such model, or its weights cannot be had.
+        MissingDependency: transformers is not installed.
+    """
+    place, folder = _HUB.get(name, name), Path(weights) if weights is not None else None
+    if "/" not in place and not Path(place).exists() and folder is None:
+        raise UserError("--model", f"{', '.join(_HUB)}, ORG/REPO, or a folder", f"'{name}'")
+    kind = model_type(place, folder, flag)
+    if kind not in _ARCHITECTURES:
+        got = f"{folder or name}, a model of the type '{kind}'"
+        raise UserError("--model" if folder is None else flag, f"a {' or '.join(_ARCHITECTURES)}", got)
+    return _ARCHITECTURES[kind](place, folder, flag)
+
+
+def matcher_files(name: str, weights: str | None = None) -> list[Path]:
+    """The local files that decide what a model that `load_matcher` loads does; none for a download."""
+    folder = local_folder(_HUB.get(name, name), Path(weights) if weights is not None else None)
+    return model_files(folder) if folder is not None and folder.is_dir() else []
 
 
 def load_backbone(
@@ -120,13 +166,18 @@ __all__ = [
     "EMBEDDED",
     "FEATURES",
     "GUIDES",
+    "MATCHER",
     "AttentiveBackbone",
     "Backbone",
+    "BlipMatcher",
+    "BridgeTowerMatcher",
     "ClipBackbone",
     "ClipDinoiser",
     "DinoTokens",
     "DinoV2",
     "DinoValues",
+    "HookedMatcher",
+    "ImageTextMatcher",
     "MaskClip",
     "ProxyClip",
     "TextBackbone",
@@ -134,5 +185,7 @@ __all__ = [
     "default_model",
     "is_clip",
     "load_backbone",
+    "load_matcher",
+    "matcher_files",
     "read_projection",
 ]

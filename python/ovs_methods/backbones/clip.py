@@ -79,6 +79,25 @@ class ClipBackbone(TextBackbone):
         return F.normalize(self._clip.encode_text(self._tokenizer(list(prompts))), dim=-1)
 
     @property
+    def side(self) -> int:
+        """Side in pixels of the square images that the model was made for."""
+        return self._visual.grid_size[0] * self._clip_patch
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] of [0, 1] as the image tower takes them."""
+        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self._mean, self._std))
+        return (images - mean) / std
+
+    @torch.inference_mode()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Embeddings of whole images, [B, D] float32, of length 1.
+
+        Args:
+            images: [B, 3, side, side], as `normalized` makes them.
+        """
+        return F.normalize(self._clip.encode_image(images), dim=-1)
+
+    @property
     def width(self) -> int:
         """Length of a token inside the image tower."""
         return self._visual.class_embedding.shape[-1]

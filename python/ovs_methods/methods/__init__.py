@@ -14,8 +14,10 @@ from .dslo import (
 from .floss import FUSIONS, expert_embeddings, floss
 from .lposs import PRESETS, Preset, choose_preset, lposs, lposs_plus, propagate_scores
 from .maskclip import maskclip
-from .naclip import naclip, softmax_argmax
+from .naclip import naclip, pamr_scores, softmax_argmax
 from .pixels import check_propagation, pixels
+from .pnp_maps import CrfSettings, normalized_maps, postprocess
+from .pnp_ovss import PNP, PNP_PRESETS, PnpPreset, choose_pnp_preset, saliency_maps
 from .recipes import RECIPES, Recipe, choose_recipe
 
 METHODS = {
@@ -38,14 +40,19 @@ __all__ = [
     "FUSIONS",
     "METHODS",
     "NMS_MODES",
+    "PNP",
+    "PNP_PRESETS",
     "PRESETS",
     "RECIPES",
+    "CrfSettings",
     "DsloPreset",
+    "PnpPreset",
     "Preset",
     "Recipe",
     "best_of_groups",
     "check_propagation",
     "choose_dslo_preset",
+    "choose_pnp_preset",
     "choose_preset",
     "choose_recipe",
     "coarse",
@@ -59,8 +66,12 @@ __all__ = [
     "lposs_plus",
     "maskclip",
     "naclip",
+    "normalized_maps",
+    "pamr_scores",
     "pixels",
+    "postprocess",
     "propagate_scores",
+    "saliency_maps",
     "softmax_argmax",
     "upsample_argmax",
 ]

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ovs_kernels import pamr
+
+from ..backbones.core import CLIP_MEAN, CLIP_STD
 from ..images import resized_bands
 from ..vocabulary import Vocabulary
 from ..windows import View
@@ -23,6 +27,35 @@ def naclip(views: Sequence[View], vocabulary: Vocabulary, image: Tensor) -> Tens
         [P, H, W] float32.
     """
     return embedding_scores(views, vocabulary, tuple(image.shape[1:]))
+
+
+def pamr_scores(
+    scores: Tensor,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    num_iter: int = 10,
+    dilations: Sequence[int] = (8, 16),
+) -> Tensor:
+    """NACLIP's last step, which it leaves to the user: the scores, enlarged to the photo and refined by PAMR there.
+
+    Args:
+        scores: [P, h, w] float.
+        image: [3, H', W'] in [0, 1], the photo at the working resolution; normalised as CLIP's input and enlarged
+            bilinearly to the photo, it says where the edges are.
+        size: (H, W) of the photo.
+        num_iter: iterations of `ovs_kernels.pamr`.
+        dilations: its distances.
+
+    Returns:
+        [P, H, W] in the dtype of the scores.
+    """
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    picture, scores = (
+        F.interpolate(tensor[None], size, mode="bilinear", align_corners=False)[0]
+        for tensor in ((image - mean) / std, scores)
+    )
+    return pamr(picture, scores, num_iter=num_iter, dilations=dilations)
 
 
 def softmax_argmax(

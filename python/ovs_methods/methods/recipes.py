@@ -22,6 +22,7 @@ class Recipe:
         scale: of the cosines before the softmax.
         threshold: probability below which a pixel is background.
         renormalize: the means of embeddings that are FLOSS's experts get length 1 again.
+        pamr: whether PAMR refines the cosines at the pixels of the photo; of the head "naclip".
     """
 
     features: str
@@ -31,6 +32,7 @@ class Recipe:
     scale: float
     threshold: float = 0.0
     renormalize: bool = False
+    pamr: bool = False
 
     @property
     def backbone(self) -> str:
@@ -54,7 +56,7 @@ def choose_recipe(name: str, changed: Mapping[str, Any], classes: Sequence[str] 
 
     Args:
         name: key of RECIPES.
-        changed: scale and threshold that the user gave; None where not.
+        changed: scale, threshold and pamr that the user gave; None where not.
         classes: names of the classes; the recipe's own threshold counts if the first is called "background".
         fusion: FLOSS on top of it, whose scale is 100 and whose threshold is none.
 
@@ -62,12 +64,15 @@ def choose_recipe(name: str, changed: Mapping[str, Any], classes: Sequence[str] 
         The recipe.
 
     Raises:
-        UserError: a scale or a threshold out of range, or a threshold where there is none.
+        UserError: a scale or a threshold out of range, or a threshold or PAMR where there is none.
     """
     recipe, scale, threshold = RECIPES[name], changed.get("scale"), changed.get("threshold")
     if threshold is not None and (fusion or recipe.head != "naclip"):
         method = "floss" if fusion else name
         raise UserError("--threshold", "--method naclip, proxyclip or dslo-mv with it", f"--method {method}")
+    pamr = bool(changed.get("pamr"))
+    if pamr and (fusion or recipe.head != "naclip"):
+        raise UserError("--pamr", "--method naclip or proxyclip with it", f"--method {'floss' if fusion else name}")
     if scale is None:
         scale = FUSION_SCALE if fusion else recipe.scale
     if threshold is None:
@@ -77,4 +82,4 @@ def choose_recipe(name: str, changed: Mapping[str, Any], classes: Sequence[str] 
         raise UserError("--scale", "a positive number", scale)
     if not 0 <= threshold < 1:
         raise UserError("--threshold", "a probability from 0 to below 1", threshold)
-    return dataclasses.replace(recipe, scale=scale, threshold=threshold)
+    return dataclasses.replace(recipe, scale=scale, threshold=threshold, pamr=pamr)

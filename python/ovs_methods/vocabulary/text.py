@@ -24,13 +24,14 @@ _VOC_ONLY = ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain"
 BACKGROUNDS = {"none": (), "plain": ("background",), "voc": (*_BOTH, *_VOC_ONLY), "coco": _BOTH}
 
 
-def parse_classes(text: str, background: str = "none") -> dict[str, list[str]]:
+def parse_classes(text: str, background: str = "none", least: int = 2) -> dict[str, list[str]]:
     """Reads `cat, sofa; couch, wall`: classes between commas, other names of the same class behind ; or |.
 
     Args:
         text: what the user wrote; a class is called by its first name.
         background: key of BACKGROUNDS, or words between commas: names of a first class "background". A word
             that is also a name in `text` is left out: it would tie with that class everywhere and win.
+        least: classes that there have to be.
 
     Returns:
         The names of each class.
@@ -61,7 +62,7 @@ def parse_classes(text: str, background: str = "none") -> dict[str, list[str]]:
         raise UserError("--background", "none where --classes has a 'background' of its own", f"'{background}'")
     if words:
         classes = {"background": words, **classes}
-    if len(classes) < 2:
+    if len(classes) < least:
         raise UserError(
             "--classes", "at least two classes to tell apart", f"only '{next(iter(classes))}'", "add --background voc"
         )
