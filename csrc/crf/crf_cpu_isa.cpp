@@ -112,7 +112,6 @@ private:
             for (int64_t begin = 0; begin < tile.size(); begin += kRun) {
                 const int64_t end = std::min(tile.size(), begin + kRun);
                 const T* source = from + begin * b_.pitch;
-                R::prefetch_row(source + kRun * b_.pitch, kRun * b_.pitch / R::kLanes);
                 T* const q = keep ? rows + begin * b_.pitch : rows;
                 for (int m = 0; m < in; ++m, source = q) R::slice(terms[m], begin, end, b_.pitch, source, q);
                 T inverse[kRun];

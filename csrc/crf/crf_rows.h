@@ -51,9 +51,6 @@ struct Rows {
         OVS_UNROLL
         for (int k = 0; k < kTile; ++k) values[k] = load<V>(row + k * kLanes);
     }
-    OVS_INLINE static void prefetch_row(const T* row, int64_t vectors) {
-        for (int64_t k = 0; k < vectors * kLanes; k += 64 / sizeof(T)) __builtin_prefetch(row + k);
-    }
     template <int kTile>
     OVS_INLINE static void store_row(T* row, const V (&values)[kTile]) {
         OVS_UNROLL
