@@ -176,8 +176,9 @@ def permutohedral_filter(
     Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
         is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
     Memory: on CPU C values per vertex, of which there are at most (D + 1) N, twice for even D, and C values per vertex
-        and tile of up to 3072 points that names it; while the lattice is built up to 70 (D + 1) bytes per point for D <= 7, and 8 (D + 1) per vertex; on CUDA the same with up
-        to 75 (D + 1) per point. `memory_limit` makes the arrays of C values smaller, not the lattice.
+        and tile of up to 3072 points that names it; while the lattice is built up to 70 (D + 1) bytes per point for
+        D <= 7, and 8 (D + 1) per vertex. On CUDA two arrays of C values per vertex, one per point, and up to 75 (D + 1)
+        bytes per point for the lattice. `memory_limit` makes the arrays of C values smaller, not the lattice.
     Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
         `ovs_kernels.reference.crf`.
 
