@@ -13,7 +13,7 @@ from metrics_inputs import (
     strewn,
 )
 
-from ovs_kernels import boundary_iou, confusion_matrix
+from ovs_kernels import _native, boundary_iou, confusion_matrix
 from ovs_kernels._ops.metrics import boundary_distance
 
 # name -> (shape, low, high, cell, noise, classes): around words of 8 keys, rows of different kinds, many and few runs
@@ -125,6 +125,21 @@ def test_every_instruction_set(isa):
             maps = as_tensors(prediction, target, dtype=dtype)
             assert_counts(confusion_matrix(*maps, num_classes, reduce_zero_label=True, others=True), expected)
             assert_counts(boundary_iou(*maps, num_classes, reduce_zero_label=True, ratio=0.05), eroded)
+
+
+def test_baseline(emulated_module, monkeypatch):
+    # The level of other processors than x86-64, which finds changes in words of 64 bits. The emulated module has it.
+    if emulated_module.build_info()["isa_levels"] != "baseline":
+        pytest.skip("the emulated module has the levels of x86-64")
+    monkeypatch.setattr(_native, "_load", lambda: (emulated_module, None))
+    monkeypatch.setattr(_native, "isa_levels", lambda: ["baseline"])
+    for name in MAPS:
+        prediction, target, num_classes = case(name)
+        maps = as_tensors(prediction, target)
+        expected = counted_one_by_one(prediction, target, num_classes)
+        assert_counts(confusion_matrix(*maps, num_classes, others=True), expected)
+        expected = eroded_class_by_class(prediction, target, num_classes, ratio=0.05)
+        assert_counts(boundary_iou(*maps, num_classes, ratio=0.05), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
