@@ -41,7 +41,7 @@ def implementations(background: bool, device: torch.device) -> list[Implementati
 
     left_out = peers.published_missing() if device.type == "cpu" else "it has no GPU version"
     return [
-        Implementation("ovs_methods", OURS, ours),
+        Implementation("ovs_kernels", OURS, ours),
         Implementation("SciPy blur, pydensecrf", PUBLISHED, peer(peers.published), left_out),
         Implementation("PyTorch convolutions, sparse products", PYTORCH, peer(peers.pytorch_convolutions)),
         Implementation("PyTorch dense and sparse products", PYTORCH, peer(peers.pytorch_products)),
