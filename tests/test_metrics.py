@@ -14,10 +14,10 @@ from metrics_inputs import (
     label_maps,
     strewn,
 )
+from ovs_methods.backbones.weights import import_models
 
 from ovs_kernels import _native, boundary_iou, confusion_matrix
 from ovs_kernels._ops.metrics import boundary_distance
-from ovs_methods.backbones.weights import import_models
 
 # name -> (shape, low, high, cell, noise, classes): around words of 8 keys, rows of different kinds, many and few runs
 MAPS = {
