@@ -316,6 +316,25 @@ def test_values_that_are_refused(call, expected):
     np.testing.assert_array_equal(before, made.inference(2))
 
 
+def test_matrices_that_numpy_has_changed():
+    """Methods of arrays make matrices that pydensecrf's cannot be."""
+    made = literal_crf()
+    q, one, two = made.startInference()
+    locked = q.copy()
+    locked.flags.writeable = False
+    for wrong, words in (
+        (q.astype(np.float64), "expected float32, got float64"),
+        (locked, "expected a matrix that can be written, got a read-only one"),
+        (q[:, ::-1], "expected a matrix without negative strides, got strides"),
+    ):
+        for op, call in (
+            ("klDivergence", lambda wrong=wrong: made.klDivergence(wrong)),
+            ("stepInference", lambda wrong=wrong: made.stepInference(wrong, one, two)),
+        ):
+            with pytest.raises(ValueError, match=f"^{op}: Q: {words}"):
+                call()
+
+
 def test_kinds_that_are_refused():
     made = cases.crf(densecrf)
     with pytest.raises(ValueError, match=r"^inference: niter: expected an integer, got nan \(cannot convert float NaN"):
