@@ -6,7 +6,8 @@ is first needed and kept. Computed on the CPU, with `torch.get_num_threads()` th
 What differs from pydensecrf: wrong sizes, standard deviations of zero, labels and compatibilities that do not fit raise
 ValueError where it crashes or reads memory that is not its own; so do features beyond the lattice's 16-bit coordinates,
 more than 16 features, and NaN in features. An energy that is NaN or infinite counts as 1e30 with its sign, where NaN
-would spread over the image. Classes can be derived from.
+would spread over the image. Where the number of variables is no multiple of 4, pydensecrf's lattices also have the
+vertices at the origin of the features, which ours have only if a variable lies there. Classes can be derived from.
 """
 
 from collections.abc import Iterator
