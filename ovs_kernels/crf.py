@@ -84,7 +84,8 @@ def dense_crf(
     Non-finite: a probability that is NaN counts as `clip`; an energy that is NaN or beyond 1e30 counts as 1e30, with
         its sign. A pixel with a NaN or Inf colour (or one that leaves the lattice) sends and receives nothing in the
         terms that look at colours.
-    Memory: on CPU, for each pixel and class 8 bytes (in float32), for each vertex and class 8, and while a lattice is
+    Memory: on CPU, for each pixel and class 4 bytes (in float32), for each vertex and class 4 (for positions alone 8)
+        and 4 more for each tile of up to 3072 pixels that names the vertex, and while a lattice is
         built up to 70 bytes for each pixel and vertex of its simplex (3 for positions, 6 with colours), and 8 (D + 1)
         bytes for each vertex, D being 2 or 5. On CUDA 8 bytes for each pixel and class, 4 for each class and vertex of
         all lattices and 4 more for those of the largest, and up to 75 for each pixel and vertex of its simplex while
@@ -181,9 +182,10 @@ def permutohedral_filter(
     Deterministic: yes; on CPU for any number of threads, on CUDA in every run.
     Non-finite: a point whose features are NaN or Inf, or beyond the lattice's 16-bit coordinates, is alone: its result
         is 0 and its value reaches nobody. A NaN or Inf in a value reaches all points nearby, in its column.
-    Memory: on CPU two arrays of C values per vertex, of which there are at most (D + 1) N, one per point, and while the
-        lattice is built up to 70 (D + 1) bytes per point for D <= 7, and 8 (D + 1) per vertex; on CUDA the same with up
-        to 75 (D + 1) per point. `memory_limit` makes the arrays of C values smaller, not the lattice.
+    Memory: on CPU C values per vertex, of which there are at most (D + 1) N, twice for even D, and C values per vertex
+        and tile of up to 3072 points that names it; while the lattice is built up to 70 (D + 1) bytes per point for
+        D <= 7, and 8 (D + 1) per vertex. On CUDA two arrays of C values per vertex, one per point, and up to 75 (D + 1)
+        bytes per point for the lattice. `memory_limit` makes the arrays of C values smaller, not the lattice.
     Reference: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010). See
         `ovs_kernels.reference.crf`.
 

@@ -17,6 +17,7 @@ def pamr(
     *,
     num_iter: int = 10,
     dilations: Tensor | Sequence[int] = (8, 16),
+    labels: bool = False,
 ) -> Tensor:
     """Refines class scores along the edges of an image: pixel-adaptive mask refinement (PAMR).
 
@@ -38,10 +39,11 @@ def pamr(
             resized to it, bilinear with `align_corners=True`, as the published module does.
         num_iter: iterations; 0 returns the (resized) scores.
         dilations: distances of the neighbours in pixels, 1 to 64 integers >= 1, in any order, also beyond the image.
+        labels: return the index of the best class instead of scores; never writes C x H x W on a CPU.
 
     Returns:
-        [C, H, W] in the dtype of `scores`, within their smallest and largest values up to rounding; with a batch axis
-        if the scores have one.
+        [C, H, W] in the dtype of `scores`, within their smallest and largest values up to rounding; or with `labels`
+        [H, W], uint8 for at most 255 classes, else int32. With a batch axis if the scores have one.
 
     Raises:
         TypeError: wrong kind or dtype of an argument.
@@ -49,14 +51,17 @@ def pamr(
         RuntimeError: CUDA tensors, and a build without CUDA or for other cards.
 
     Devices/dtypes: CPU and CUDA; float32, float64, float16 and bfloat16 (computed in float32).
-    Differentiable: by `scores`, any number of times (the function is linear in them). Not by `image`.
-    Deterministic: yes, forward and backward, on CPU for any number of threads.
+    Differentiable: by `scores`, any number of times (the function is linear in them). Not by `image`. Labels are not.
+    Deterministic: yes, forward and backward, on CPU for any number of threads. Ties between labels go to the smallest
+        index.
     Non-finite: a NaN or Inf in the scores reaches all pixels that have it among their neighbours, in its class only. A
         NaN or Inf in the image makes NaN of all scores of that pixel and of those that have it among their neighbours.
-        Both travel on with every iteration.
-    Memory: beyond the result, on a CPU each thread has rings of 165 rows of some classes (eight, or more that fit into
-        6 MB) and the weights of 65 rows (dilation 16; deeper with larger dilations); on CUDA 8 numbers per pixel and
-        dilation, and one copy of the scores of an image.
+        Both travel on with every iteration. In labels NaN never wins; where all is NaN or -Inf it is class 0.
+    Memory: beyond the result, on a CPU each thread has rings of rows of some classes (eight, or more that fit into the
+        second-level cache; 45 rows for dilations 8 and 16, five times the largest dilation and more where the
+        dilations have no common divisor), up to 2.5 MB of weights or those of the rows on the way, and 20 rows of up to
+        32 classes; for labels also those classes once, of the rows that are taken together, and 8 bytes per pixel.
+        On CUDA 8 numbers per pixel and dilation, and one copy of the scores of an image, for labels two.
     Reference: PAMR (Araslanov and Roth 2020), the module that TCL, NACLIP and others share. See
         `ovs_kernels.reference.pamr`.
 
@@ -72,6 +77,8 @@ def pamr(
     listed = [int(dilation) for dilation in (dilations.tolist() if isinstance(dilations, Tensor) else dilations)]
     dtype = scores.dtype
     scores = _resized(scores, image)
+    if labels:
+        return torch.ops.ovs_kernels.pamr_labels(image, scores, num_iter, listed)
     return torch.ops.ovs_kernels.pamr(image, scores, num_iter, listed).to(dtype)
 
 

@@ -162,6 +162,7 @@ def test_the_table_shows_what_the_document_says(quick_run):
         "markov",
         "metrics",
         "pamr",
+        "pnp",
         "propagate",
         "templates",
         "transport",

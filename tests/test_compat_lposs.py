@@ -153,6 +153,17 @@ def test_integer_locations_and_one_large_window():
     assert_close_rel(perform_lp(whole, scores), solved(expected, scores), SINGLE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_in_half_precision(dtype):
+    feats, locations, scores = patches()
+    half = torch.nn.functional.normalize(feats.to(dtype), dim=1)
+    unit = torch.nn.functional.normalize(half.double(), dim=1)  # what is left of the length is rounding
+    result = perform_lp(get_lposs_laplacian(half, locations.to(dtype), SIZES, k=9), scores)
+    assert_close_rel(result, solved(literal(unit, locations, {"k": 9}), scores), SINGLE)
+    if dtype == torch.float16:
+        assert torch.equal(perform_lp(get_lposs_laplacian(half.float(), locations, SIZES, k=9), scores), result)
+
+
 def test_a_zero_feature_isolates_a_patch():
     feats, locations, scores = patches()
     feats[11] = 0.0  # what normalize makes of a zero vector

@@ -1,17 +1,24 @@
-// pamr and its transpose, on CPU and CUDA, and the sizes of their buffers.
+// pamr, its labels and its transpose, on CPU and CUDA, and the sizes of their buffers.
 #include "bindings/bind.h"
 #include "pamr/pamr.h"
 
 namespace ovs::bindings {
 namespace {
 
-template <bool kBackward>
+enum class Kind { kScores, kLabels, kBackward };
+
+template <Kind kKind>
 PamrParams read_params(Fields& f) {
     PamrParams p;
-    p.backward = kBackward;
+    p.backward = kKind == Kind::kBackward;
+    if (kKind == Kind::kLabels) {
+        p.labels = f.pointer<void>("labels");
+        p.label_bytes = f.value<int64_t>("label_bytes");
+    } else {
+        p.out = f.pointer<void>("out");
+    }
     p.image = f.pointer<const void>("image");
     p.scores = f.pointer<const void>("scores");
-    p.out = f.pointer<void>("out");
     p.dilations = f.pointer<const int64_t>("dilations");
     p.batch = f.value<int64_t>("batch");
     p.num_features = f.value<int64_t>("num_features");
@@ -23,21 +30,22 @@ PamrParams read_params(Fields& f) {
     return p;
 }
 
-template <bool kBackward>
-void bind_direction(py::module_& m, const std::string& name) {
-    bind(m, (name + "_cpu").c_str(), &read_params<kBackward>, &pamr_cpu);
-    bind(m, (name + "_cpu_workspace_bytes").c_str(), &read_params<kBackward>, &pamr_cpu_workspace_bytes);
+template <Kind kKind>
+void bind_kind(py::module_& m, const std::string& name) {
+    bind(m, (name + "_cpu").c_str(), &read_params<kKind>, &pamr_cpu);
+    bind(m, (name + "_cpu_workspace_bytes").c_str(), &read_params<kKind>, &pamr_cpu_workspace_bytes);
 #ifdef OVS_WITH_CUDA
-    bind(m, (name + "_cuda").c_str(), &read_params<kBackward>, &pamr_cuda);
-    bind(m, (name + "_cuda_workspace_bytes").c_str(), &read_params<kBackward>, &pamr_cuda_workspace_bytes);
+    bind(m, (name + "_cuda").c_str(), &read_params<kKind>, &pamr_cuda);
+    bind(m, (name + "_cuda_workspace_bytes").c_str(), &read_params<kKind>, &pamr_cuda_workspace_bytes);
 #endif
 }
 
 }  // namespace
 
 void bind_pamr(py::module_& m) {
-    bind_direction<false>(m, "pamr");
-    bind_direction<true>(m, "pamr_backward");
+    bind_kind<Kind::kScores>(m, "pamr");
+    bind_kind<Kind::kLabels>(m, "pamr_labels");
+    bind_kind<Kind::kBackward>(m, "pamr_backward");
 }
 
 }  // namespace ovs::bindings

@@ -37,7 +37,8 @@ constexpr int kMaxLatticeFeatures = 16;
 enum class Normalization : int { kNone = 0, kSymmetric = 1, kBefore = 2, kAfter = 3 };
 enum class LatticeStage : int { kNumber = 0, kLink = 1 };
 
-// Builds a lattice. Both stages get the same workspace.
+// Builds a lattice. Both stages get the same workspace. The outputs have the sizes given here on every device; what
+// they hold is as written on CUDA, and on a CPU as in crf_tiles.h.
 struct LatticeParams {
     // inputs: a point's features are its column and row (with `positions`), then its values in `planes`, each divided
     // by its scale

@@ -69,6 +69,7 @@ int64_t permutohedral_lattice_cpu(const LatticeParams& params, DType dtype, void
                                   std::size_t workspace_bytes, int num_threads, CpuIsa isa) {
     const LatticeProblem p = problem_of(params, dtype);
     if (p.num_points == 0) return 0;
+    OVS_REQUIRE(p.width == 0 || p.num_points % p.width == 0, "permutohedral_lattice: rows of the image's width");
     const IsaFunctions run = functions_of(isa);
     if (params.stage == LatticeStage::kNumber) return run.number(p, workspace, workspace_bytes, num_threads);
     run.link(p, workspace, workspace_bytes, num_threads);
@@ -79,6 +80,9 @@ void dense_crf_cpu(const CrfParams& params, DType dtype, void* workspace, std::s
                    CpuIsa isa) {
     const CrfProblem p = problem_of(params);
     if (p.num_points == 0 || p.num_classes == 0) return;
+    for (const CrfTerm& t : params.terms) {
+        OVS_REQUIRE(t.exact || LatticeView(t).width == p.width, "dense_crf: a lattice built with another width");
+    }
     functions_of(isa).mean_field(p, dtype, workspace, workspace_bytes, num_threads);
 }
 

@@ -6,16 +6,14 @@
 #include "common/workspace.h"
 #include "crf/crf_math.h"
 #include "crf/crf_problem.h"
+#include "crf/crf_tiles.h"
 
 namespace ovs {
 
 namespace {  // internal linkage: each instruction-set level keeps its own copy
 
-// Points are numbered in chunks, each by itself, and the chunks put together one after the other: the size of a chunk
-// is fixed, so the result does not depend on the threads. A chunk's table of slots stays in the second-level cache.
-constexpr int64_t kChunkPoints = 4096;
-constexpr int kClassGranule = 8;   // rows of classes are padded to a multiple of it
-constexpr int64_t kOutBlock = 64;  // pixels that are turned between planes and rows together
+constexpr int kClassGranule = 8;       // rows of classes are padded to a multiple of it
+constexpr int64_t kLeastSlots = 1024;  // of a tile's table, which grows
 
 inline int64_t power_of_two_from(int64_t least) {
     int64_t size = 1;
@@ -24,78 +22,123 @@ inline int64_t power_of_two_from(int64_t least) {
 }
 
 struct LatticeBuffers {
-    uint64_t* chunk_keys;   // [chunks, kChunkPoints (D + 1), words] the vertices of each chunk, in the order found
-    int32_t* chunk_ids;     // [chunks, kChunkPoints (D + 1)] their numbers in the whole
-    int64_t* chunk_counts;  // [chunks]
-    int32_t* chunk_slots;   // [threads, chunk_table]
+    uint64_t* tile_keys;    // [N (D + 1), words] the vertices of each tile, in the order found
+    int32_t* ids;           // [N (D + 1)] their numbers in the whole
+    int64_t* offsets;       // [tiles] where those of a tile begin
+    int64_t* counts;        // [tiles] how many they are
+    int64_t* used;          // [1] how many all are
+    uint64_t* local_keys;   // [threads, tile_entries, words]
+    uint16_t* local_slots;  // [threads, tile_table]
     uint64_t* keys;         // [N (D + 1), words] of all vertices
     int32_t* slots;         // [table] number of a vertex, or -1
     int64_t* table;         // [1] size in use, a power of two
-    int64_t num_chunks, chunk_entries, chunk_table, words;
+    int64_t tile_entries, tile_table;
 
     LatticeBuffers(const LatticeProblem& p, int threads, Workspace& ws) {
-        const int64_t corners = p.num_features + 1;
-        num_chunks = ceil_div(p.num_points, kChunkPoints);
-        chunk_entries = std::min(p.num_points, kChunkPoints) * corners;
-        chunk_table = power_of_two_from(2 * chunk_entries);
-        words = key_words(p.num_features);
-        chunk_keys = ws.take<uint64_t>("chunk_keys", num_chunks * chunk_entries * words);
-        chunk_ids = ws.take<int32_t>("chunk_ids", num_chunks * chunk_entries);
-        chunk_counts = ws.take<int64_t>("chunk_counts", num_chunks);
-        chunk_slots = ws.take<int32_t>("chunk_slots", threads * chunk_table);
+        const int64_t corners = p.num_features + 1, words = key_words(p.num_features);
+        const Tiles tiles(p.num_points, p.width);
+        tile_entries = tiles.tile_width * tiles.tile_height * corners;
+        tile_table = std::max(kLeastSlots, power_of_two_from(2 * tile_entries));
+        tile_keys = ws.take<uint64_t>("tile_keys", p.num_points * corners * words);
+        ids = ws.take<int32_t>("ids", p.num_points * corners);
+        offsets = ws.take<int64_t>("offsets", tiles.count);
+        counts = ws.take<int64_t>("counts", tiles.count);
+        used = ws.take<int64_t>("used", 1);
+        local_keys = ws.take<uint64_t>("local_keys", threads * tile_entries * words);
+        local_slots = ws.take<uint16_t>("local_slots", threads * tile_table);
         keys = ws.take<uint64_t>("keys", p.num_points * corners * words);
         slots = ws.take<int32_t>("slots", power_of_two_from(2 * p.num_points * corners));
         table = ws.take<int64_t>("table", 1);
     }
 };
 
-// What the mean field keeps of a term.
+// What is kept of a term.
 template <class T>
 struct CrfState {
-    T *at, *next;       // [V + 1, pitch] a lattice's vertices, before and after a blur
-    const T* rows;      // what the pixels read: the one or the other, or `down`
-    T* down;            // [N, pitch] exact Gaussian: the sums along columns
-    T *before, *after;  // [N] exact Gaussian: the factors of the normalisation
-    T* kernel[2];       // [longest] exact Gaussian: weights by distance, along x and along y
-    int64_t reach[2];   // the largest distance
+    T* parts;                     // [rows, pitch] a lattice: what the tiles send; without a vertex or not
+    T* at;                        // [V + 1, pitch] its vertices
+    T* next;                      // the same after a blur
+    const T* rows;                // what the pixels read: `at`, `next`, or `down`
+    int32_t* vertex_of;           // [rows] V: none
+    int64_t num_rows, most_rows;  // of all tiles, of a tile
+    T *before, *after;            // [N] the factors of the normalisation; a lattice: in the order of the tiles
+    T* down;                      // [N, pitch] exact Gaussian: the sums along columns
+    T* kernel[2];                 // [longest] exact Gaussian: weights by distance, along x and along y
+    int64_t reach[2];             // the largest distance
+};
+
+// What a tile needs of a lattice.
+template <class T>
+struct TileTerm {
+    const uint16_t* local;  // [points of the tile, corners]
+    const T* weights;       // the same
+    const T *before, *after;
+    T* in;     // [rows of the tile, pitch] the vertices
+    T* parts;  // [rows of the tile, pitch]
+    int64_t num_rows;
+    int corners;
 };
 
 template <class T>
 struct CrfBuffers {
-    int64_t pitch;        // classes of a row, padded
-    int64_t longest;      // side of the image
-    T* logits;            // [N, pitch] -E; the filter does without
-    T* q;                 // [N, pitch]
-    T* norm;              // [N] response to ones
-    T* ones[2];           // [most vertices + 1]
-    T* scratch;           // [threads, kOutBlock, pitch]
-    CrfState<T>* states;  // [terms]
+    int64_t pitch;             // classes of a row, padded
+    int64_t longest;           // side of the image
+    bool exact;                // there is an exact Gaussian
+    T* logits;                 // [N, pitch] -E in the order of the tiles; the filter does without
+    T* q;                      // [N, pitch] row by row, for an exact Gaussian
+    T* sums;                   // [most rows] response to ones
+    T* ones[2];                // [most vertices + 1]
+    T* pixels;                 // [threads, kTilePoints, pitch]
+    T* vertices;               // [threads, rows_of_tile, pitch]
+    CrfState<T>* states;       // [terms]
+    TileTerm<T>* tile_terms;   // [threads, terms]
+    int64_t rows_of_tile = 0;  // for all terms
 
     CrfBuffers(const CrfProblem& p, bool filter, int threads, Workspace& ws) {
         pitch = round_up(p.num_classes, kClassGranule);
         longest = std::max(p.height, p.width);
-        int64_t most = 0;
-        for (int m = 0; m < p.num_terms; ++m) most = std::max(most, p.terms[m].num_vertices + 1);
-        logits = ws.take<T>("logits", filter ? 0 : p.num_points * pitch);
-        q = ws.take<T>("q", p.num_points * pitch);
-        norm = ws.take<T>("norm", p.num_points);
-        for (T*& one : ones) one = ws.take<T>("ones", most);
-        scratch = ws.take<T>("scratch", threads * kOutBlock * pitch);
+        exact = false;
+        int64_t most_vertices = 0, most_rows = 0;
         states = ws.take<CrfState<T>>("states", p.num_terms);
-        for (int m = 0; m < p.num_terms; ++m) {
+        for (int m = 0; m < p.num_terms && p.num_points > 0; ++m) {
             const CrfTerm& t = p.terms[m];
             CrfState<T> s = {};
+            exact = exact || t.exact;
+            s.before = ws.take<T>("before", p.num_points);
+            s.after = ws.take<T>("after", p.num_points);
             if (t.exact) {
                 s.down = ws.take<T>("down", p.num_points * pitch);
-                s.before = ws.take<T>("before", p.num_points);
-                s.after = ws.take<T>("after", p.num_points);
                 for (T*& kernel : s.kernel) kernel = ws.take<T>("kernel", longest);
             } else {
-                s.at = ws.take<T>("at", (t.num_vertices + 1) * pitch);
-                s.next = ws.take<T>("next", (t.num_vertices + 1) * pitch);
+                take_lattice(p, t, s, ws);
+                rows_of_tile += s.most_rows;
+                most_vertices = std::max(most_vertices, t.num_vertices + 1);
+                most_rows = std::max(most_rows, s.num_rows);
             }
             if (states != nullptr) states[m] = s;
         }
+        const int64_t tile = kTilePoints;
+        logits = ws.take<T>("logits", filter ? 0 : p.num_points * pitch);
+        q = ws.take<T>("q", exact ? p.num_points * pitch : 0);
+        sums = ws.take<T>("sums", most_rows);
+        for (T*& one : ones) one = ws.take<T>("ones", most_vertices);
+        pixels = ws.take<T>("pixels", threads * tile * pitch);
+        vertices = ws.take<T>("vertices", threads * rows_of_tile * pitch);
+        tile_terms = ws.take<TileTerm<T>>("tile_terms", int64_t{threads} * p.num_terms);
+    }
+
+private:
+    // An even number of blurs ends where it began, and what the tiles sent is used up before the first: so its memory
+    // can hold every second blur.
+    void take_lattice(const CrfProblem& p, const CrfTerm& t, CrfState<T>& s, Workspace& ws) const {
+        const LatticeView lattice(t);
+        const int64_t tiles = Tiles(p.num_points, lattice.width).count;
+        s.num_rows = lattice.first_row(tiles);
+        s.most_rows = lattice.most_rows(tiles);
+        s.vertex_of = ws.take<int32_t>("vertex_of", s.num_rows);
+        s.at = ws.take<T>("at", (t.num_vertices + 1) * pitch);
+        s.parts = ws.take<T>("parts", std::max(s.num_rows, t.num_vertices + 1) * pitch);
+        s.next = lattice.corners % 2 == 0 ? s.parts : ws.take<T>("next", (t.num_vertices + 1) * pitch);
     }
 };
 

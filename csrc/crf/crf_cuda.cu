@@ -218,7 +218,6 @@ private:
         u.terms = b_.terms;
         u.num_terms = num_terms;
         u.num_points = p_.num_points;
-        u.num_classes = p_.num_classes;
         u.pitch = b_.pitch;
         u.labels = last ? p_.labels : nullptr;
         u.label_bytes = p_.label_bytes;

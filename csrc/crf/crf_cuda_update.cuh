@@ -90,7 +90,7 @@ struct Update {
     const T* logits;
     const TermView<T>* terms;
     int num_terms;
-    int64_t num_points, num_classes, pitch;
+    int64_t num_points, pitch;
     T* q;          // null: labels only
     void* labels;  // null: Q only
     int label_bytes;

@@ -17,8 +17,8 @@ public:
     ExactGaussian(const CrfProblem& p, const CrfTerm& t, CrfState<T>& s, int64_t pitch, int threads)
         : p_(p), t_(t), s_(s), pitch_(pitch), threads_(threads) {}
 
-    // Weights, and the factors of the normalisation; `after` times the compatibility if that is a number.
-    void start() {
+    // Weights, and the factors of the normalisation; `after` times `unit`, and the compatibility if that is a number.
+    void start(double unit) {
         const double sigma[2] = {t_.sx, t_.sy};
         const int64_t extent[2] = {p_.width, p_.height};
         for (int axis = 0; axis < 2; ++axis) {
@@ -31,7 +31,7 @@ public:
             }
         }
         const NormPowers powers = norm_powers(static_cast<int>(p_.normalization), false);
-        const double scale = t_.compat_rank == 0 ? t_.compat : 1.0;
+        const double scale = unit * (t_.compat_rank == 0 ? t_.compat : 1.0);
         for_each_block(p_.height, 8, threads_, [&](int64_t begin, int64_t end) {
             for (int64_t y = begin; y < end; ++y) {
                 const double down = response(1, y, p_.height);

@@ -1,8 +1,7 @@
 // Rows of classes through a lattice on a CPU: splat, blur, slice; included per instruction-set level.
 //
 // A row holds the classes of a pixel or of a vertex, innermost and padded to whole vectors, so that each step is a sum
-// of scaled rows kept in registers. Splat gathers: the entries of a vertex are its points in ascending order, so no two
-// threads write to one row and the sums have one order.
+// of scaled rows kept in registers. crf_tiles.h says where the rows of the vertices lie.
 #pragma once
 #include "crf/crf_cpu.h"
 #include "crf/crf_lattice.h"
@@ -13,8 +12,7 @@ namespace {
 
 constexpr int64_t kVertexBlock = 512;  // rows of an item of work
 constexpr int64_t kPixelBlock = 256;
-constexpr int kMaxTile = 4;        // vectors of a row that are summed at a time
-constexpr int32_t kSegment = 256;  // entries of a vertex that are summed by themselves: keeps long sums accurate
+constexpr int kMaxTile = 4;  // vectors of a row that are summed at a time
 
 template <int kValue>
 struct Count {
@@ -49,9 +47,88 @@ struct Rows {
         for (int k = 0; k < kTile; ++k) sum[k] += weight * load<V>(row + k * kLanes);
     }
     template <int kTile>
-    OVS_INLINE static void store_row(T* row, const V (&sum)[kTile]) {
+    OVS_INLINE static void load_row(V (&values)[kTile], const T* row) {
         OVS_UNROLL
-        for (int k = 0; k < kTile; ++k) store(row + k * kLanes, sum[k]);
+        for (int k = 0; k < kTile; ++k) values[k] = load<V>(row + k * kLanes);
+    }
+    template <int kTile>
+    OVS_INLINE static void store_row(T* row, const V (&values)[kTile]) {
+        OVS_UNROLL
+        for (int k = 0; k < kTile; ++k) store(row + k * kLanes, values[k]);
+    }
+
+    // Calls fn(corner); straight-line code for a number known beforehand.
+    template <int kCorners, class Fn>
+    OVS_INLINE static void for_each_corner(int corners, const Fn& fn) {
+        if constexpr (kCorners > 0) {
+            for_each_coordinate<kCorners>(fn);
+        } else {
+            for (int r = 0; r < corners; ++r) fn(r);
+        }
+    }
+
+    // to = from + after * slice for points `begin` to `end` of a tile, kTile vectors of classes of each: rows of
+    // `pitch`, those of `from` and `to` beginning with point `begin`.
+    template <int kTile, int kCorners>
+    OVS_INLINE static void slice(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* from, T* to,
+                                 const T* in) {
+        const int corners = kCorners > 0 ? kCorners : t.corners;
+        const uint16_t* local = t.local + begin * corners;
+        const T* weights = t.weights + begin * corners;
+        for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, from += pitch, to += pitch) {
+            V part[kTile] = {}, sum[kTile];
+            for_each_corner<kCorners>(
+                corners, [&](int r) OVS_INLINE_LAMBDA { add_row(part, weights[r], in + local[r] * pitch); });
+            load_row(sum, from);
+            const T after = t.after[k];
+            OVS_UNROLL
+            for (int j = 0; j < kTile; ++j) sum[j] += after * part[j];
+            store_row(to, sum);
+        }
+    }
+
+    // Sends before * factors * q from points `begin` to `end` of a tile, whose factors and rows `q` begin there too.
+    template <int kTile, int kCorners>
+    OVS_INLINE static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q,
+                                 const T* factors, T* parts) {
+        const int corners = kCorners > 0 ? kCorners : t.corners;
+        const uint16_t* local = t.local + begin * corners;
+        const T* weights = t.weights + begin * corners;
+        for (int64_t k = begin; k < end; ++k, local += corners, weights += corners, q += pitch) {
+            const T before = t.before[k] * factors[k - begin];
+            V scaled[kTile];
+            load_row(scaled, q);
+            OVS_UNROLL
+            for (int j = 0; j < kTile; ++j) scaled[j] *= before;
+            for_each_corner<kCorners>(corners, [&](int r) OVS_INLINE_LAMBDA {
+                T* const row = parts + local[r] * pitch;
+                V sum[kTile];
+                load_row(sum, row);
+                OVS_UNROLL
+                for (int j = 0; j < kTile; ++j) sum[j] += weights[r] * scaled[j];
+                store_row(row, sum);
+            });
+        }
+    }
+
+    // The same for all classes; straight-line code for the lattices of positions and of positions and colours.
+    static void slice(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* from, T* to) {
+        for_each_tile(pitch, [&](auto vectors, int64_t c) {
+            constexpr int kTile = decltype(vectors)::value;
+            const bool whole = pitch == kTile * kLanes;
+            if (t.corners == 3 && whole) return slice<kTile, 3>(t, begin, end, kTile * kLanes, from, to, t.in);
+            if (t.corners == 6 && whole) return slice<kTile, 6>(t, begin, end, kTile * kLanes, from, to, t.in);
+            slice<kTile, 0>(t, begin, end, pitch, from + c, to + c, t.in + c);
+        });
+    }
+    static void splat(const TileTerm<T>& t, int64_t begin, int64_t end, int64_t pitch, const T* q, const T* factors) {
+        for_each_tile(pitch, [&](auto vectors, int64_t c) {
+            constexpr int kTile = decltype(vectors)::value;
+            const bool whole = pitch == kTile * kLanes;
+            if (t.corners == 3 && whole) return splat<kTile, 3>(t, begin, end, kTile * kLanes, q, factors, t.parts);
+            if (t.corners == 6 && whole) return splat<kTile, 6>(t, begin, end, kTile * kLanes, q, factors, t.parts);
+            splat<kTile, 0>(t, begin, end, pitch, q + c, factors, t.parts + c);
+        });
     }
 };
 
@@ -59,49 +136,62 @@ struct Rows {
 template <class T>
 class LatticeRows {
 public:
-    LatticeRows(const CrfTerm& t, T* at, T* next, int64_t pitch, int threads)
-        : t_(t), at_(at), next_(next), pitch_(pitch), threads_(threads) {
-        std::fill_n(at_ + t.num_vertices * pitch, pitch, T(0));
-        std::fill_n(next_ + t.num_vertices * pitch, pitch, T(0));
+    LatticeRows(const CrfTerm& t, CrfState<T>& s, int64_t pitch) : lattice_(t), t_(t), s_(s), pitch_(pitch) {}
+
+    // Before the first splat.
+    void start() {
+        const int64_t count = lattice_.num_vertices;
+        std::fill_n(s_.vertex_of, s_.num_rows, static_cast<int32_t>(count));
+        for (int64_t v = 0; v < count; ++v) {
+            for (int32_t e = lattice_.starts[v]; e < lattice_.starts[v + 1]; ++e) {
+                s_.vertex_of[lattice_.rows[e]] = static_cast<int32_t>(v);
+            }
+        }
+        std::fill_n(s_.at + count * pitch_, pitch_, T(0));
+        std::fill_n(s_.next + count * pitch_, pitch_, T(0));
+        s_.rows = lattice_.corners % 2 == 0 ? s_.at : s_.next;
     }
 
-    const T* rows() const { return at_; }
-
-    // From rows of points; the weights of the entries hold the factors `before`.
-    void splat(const T* q) {
-        const T* const weights = static_cast<const T*>(t_.entry_weights);
-        for_each_block(t_.num_vertices, kVertexBlock, threads_, [&](int64_t begin, int64_t end) {
-            R::for_each_tile(pitch_, [&](auto tile, int64_t c) {
-                constexpr int kTile = decltype(tile)::value;
-                for (int64_t v = begin; v < end; ++v) {
-                    typename R::V sum[kTile] = {};
-                    for (int64_t e = t_.starts[v]; e < t_.starts[v + 1]; e += kSegment) {
-                        typename R::V part[kTile] = {};
-                        const int64_t stop = std::min<int64_t>(t_.starts[v + 1], e + kSegment);
-                        for (int64_t k = e; k < stop; ++k) {
-                            R::add_row(part, weights[k], q + t_.points[k] * pitch_ + c);
-                        }
-                        OVS_UNROLL
-                        for (int k = 0; k < kTile; ++k) sum[k] += part[k];
-                    }
-                    R::store_row(at_ + v * pitch_ + c, sum);
-                }
-            });
-        });
+    // What tile `number` needs; `in` has room for its rows.
+    TileTerm<T> tile(int64_t number, const Tile& tile, T* in) const {
+        TileTerm<T> t;
+        t.corners = lattice_.corners;
+        t.local = lattice_.local + tile.first * t.corners;
+        t.weights = static_cast<const T*>(t_.weights) + tile.first * t.corners;
+        t.before = s_.before + tile.first;
+        t.after = s_.after + tile.first;
+        t.in = in;
+        t.parts = s_.parts + lattice_.first_row(number) * pitch_;
+        t.num_rows = lattice_.num_rows(number);
+        return t;
     }
 
-    void blur(bool reverse) {
-        for (int step = 0; step <= t_.num_features; ++step) blur_axis(reverse ? t_.num_features - step : step);
-    }
-
-    // A compatibility of one or two axes: every row times `factors`.
-    void multiply(const T* factors, int rank, int64_t num_classes) {
-        for_each_block(t_.num_vertices, kVertexBlock, threads_, [&](int64_t begin, int64_t end) {
-            for (int64_t v = begin; v < end; ++v) {
-                multiply_row(at_ + v * pitch_, next_ + v * pitch_, factors, rank, num_classes, pitch_);
+    void read_tile(int64_t number, const TileTerm<T>& t) const {
+        const int32_t* const vertex_of = s_.vertex_of + lattice_.first_row(number);
+        R::for_each_tile(pitch_, [&](auto vectors, int64_t c) {
+            for (int64_t k = 0; k < t.num_rows; ++k) {
+                typename R::V row[decltype(vectors)::value];
+                R::load_row(row, s_.rows + vertex_of[k] * pitch_ + c);
+                R::store_row(t.in + k * pitch_ + c, row);
             }
         });
-        std::swap(at_, next_);
+    }
+    void clear_tile(const TileTerm<T>& t) const { std::fill_n(t.parts, t.num_rows * pitch_, T(0)); }
+
+    int64_t blocks() const { return ceil_div(lattice_.num_vertices, kVertexBlock); }
+    int steps() const { return 1 + lattice_.corners + (t_.compat_rank > 0 ? 1 : 0); }
+
+    // From the parts of the tiles to what the pixels read, in steps, each after all blocks of the one before: the sums
+    // of the parts, then the blur along the axes in turn, then a compatibility of one or two axes.
+    void step(int step, int64_t block, bool reverse, int64_t num_classes, T* scratch) {
+        const int64_t begin = block * kVertexBlock, end = std::min(lattice_.num_vertices, begin + kVertexBlock);
+        if (step == 0) return add_parts(begin, end);
+        if (step > lattice_.corners) return multiply(begin, end, num_classes, scratch);
+        const T* const in = step % 2 != 0 ? s_.at : s_.next;
+        T* const out = step % 2 != 0 ? s_.next : s_.at;
+        const int axis = reverse ? lattice_.corners - step : step - 1;
+        blur(lattice_.neighbours + axis * lattice_.num_vertices * 2, in, out, begin, end);
+        if (end == lattice_.num_vertices) std::fill_n(out + end * pitch_, pitch_, T(0));
     }
 
     static void multiply_row(const T* in, T* out, const T* factors, int rank, int64_t num_classes, int64_t pitch) {
@@ -118,90 +208,157 @@ public:
 private:
     using R = Rows<T>;
 
-    void blur_axis(int axis) {
-        const int32_t* const pairs = t_.neighbours + axis * t_.num_vertices * 2;
-        for_each_block(t_.num_vertices, kVertexBlock, threads_, [&](int64_t begin, int64_t end) {
-            R::for_each_tile(pitch_, [&](auto tile, int64_t c) {
-                constexpr int kTile = decltype(tile)::value;
-                for (int64_t v = begin; v < end; ++v) {
-                    typename R::V sum[kTile] = {};
-                    R::add_row(sum, T(1), at_ + pairs[2 * v] * pitch_ + c);
-                    R::add_row(sum, T(1), at_ + pairs[2 * v + 1] * pitch_ + c);
-                    OVS_UNROLL
-                    for (int k = 0; k < kTile; ++k) {
-                        sum[k] = load<typename R::V>(at_ + v * pitch_ + c + k * R::kLanes) + T(0.5) * sum[k];
-                    }
-                    R::store_row(next_ + v * pitch_ + c, sum);
-                }
-            });
+    // Calls fn(Count<vectors>, Count<pitch>, first class) for the tiles of a row; a pitch of one tile is known
+    // beforehand, other ones are given as 0.
+    template <class Fn>
+    OVS_INLINE void for_each_tile(const Fn& fn) const {
+        R::for_each_tile(pitch_, [&](auto tile, int64_t c) {
+            constexpr int kPitch = decltype(tile)::value * R::kLanes;
+            if (pitch_ == kPitch) return fn(tile, Count<kPitch>{}, 0);
+            fn(tile, Count<0>{}, c);
         });
-        std::swap(at_, next_);
     }
 
+    void add_parts(int64_t begin, int64_t end) const {
+        for_each_tile([&](auto tile, auto known, int64_t c) OVS_INLINE_LAMBDA {
+            const int64_t pitch = decltype(known)::value > 0 ? decltype(known)::value : pitch_;
+            constexpr int kTile = decltype(tile)::value;
+            for (int64_t v = begin; v < end; ++v) {
+                typename R::V sum[kTile] = {};
+                for (int32_t e = lattice_.starts[v]; e < lattice_.starts[v + 1]; ++e) {
+                    R::add_row(sum, T(1), s_.parts + lattice_.rows[e] * pitch + c);
+                }
+                R::store_row(s_.at + v * pitch + c, sum);
+            }
+        });
+    }
+
+    void blur(const int32_t* pairs, const T* in, T* out, int64_t begin, int64_t end) const {
+        for_each_tile([&](auto tile, auto known, int64_t c) OVS_INLINE_LAMBDA {
+            const int64_t pitch = decltype(known)::value > 0 ? decltype(known)::value : pitch_;
+            constexpr int kTile = decltype(tile)::value;
+            for (int64_t v = begin; v < end; ++v) {
+                const T *const forward = in + pairs[2 * v] * pitch + c, *const back = in + pairs[2 * v + 1] * pitch + c;
+                const T* const here = in + v * pitch + c;
+                OVS_UNROLL
+                for (int k = 0; k < kTile * R::kLanes; k += R::kLanes) {
+                    const auto sum = load<typename R::V>(forward + k) + load<typename R::V>(back + k);
+                    store(out + v * pitch + c + k, load<typename R::V>(here + k) + T(0.5) * sum);
+                }
+            }
+        });
+    }
+
+    void multiply(int64_t begin, int64_t end, int64_t num_classes, T* scratch) const {
+        T* const rows = lattice_.corners % 2 == 0 ? s_.at : s_.next;
+        for (int64_t v = begin; v < end; ++v) {
+            T* const row = rows + v * pitch_;
+            multiply_row(row, scratch, static_cast<const T*>(t_.table), t_.compat_rank, num_classes, pitch_);
+            std::copy_n(scratch, pitch_, row);
+        }
+    }
+
+    LatticeView lattice_;
     const CrfTerm& t_;
-    T *at_, *next_;
+    CrfState<T>& s_;
     int64_t pitch_;
-    int threads_;
 };
 
-// The response of a lattice to ones: norm [N].
+// The factors of a normalisation for each point of a lattice: its response to ones gives `before`, and `after` times
+// `scale` and alpha.
 template <class T>
-void lattice_norm(const CrfTerm& t, int64_t num_points, T* (&at)[2], T* norm, int threads) {
-    const int64_t count = t.num_vertices;
-    const T* const entry_weights = static_cast<const T*>(t.entry_weights);
-    at[0][count] = at[1][count] = T(0);
-    for_each_block(count, kVertexBlock, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t v = begin; v < end; ++v) {
-            double sum = 0.0;
-            for (int32_t e = t.starts[v]; e < t.starts[v + 1]; ++e) sum += static_cast<double>(entry_weights[e]);
-            at[0][v] = static_cast<T>(sum);
-        }
-    });
-    for (int axis = 0; axis <= t.num_features; ++axis) {
-        const int32_t* const pairs = t.neighbours + axis * count * 2;
-        const T* const in = at[axis % 2];
-        T* const out = at[1 - axis % 2];
-        for_each_block(count, 8 * kVertexBlock, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t v = begin; v < end; ++v) out[v] = in[v] + T(0.5) * (in[pairs[2 * v]] + in[pairs[2 * v + 1]]);
+class LatticeFactors {
+public:
+    LatticeFactors(const CrfTerm& t, const CrfState<T>& s, const Tiles& tiles, T* sums, T* const (&ones)[2])
+        : lattice_(t),
+          weights_(static_cast<const T*>(t.weights)),
+          s_(s),
+          tiles_(tiles),
+          sums_(sums),
+          at_{ones[0], ones[1]} {}
+
+    void find(Normalization normalization, bool transpose, double scale, int threads) {
+        const double factor = scale * lattice_alpha(lattice_.corners - 1);
+        const NormPowers powers = norm_powers(static_cast<int>(normalization), transpose);
+        if (normalization != Normalization::kNone) respond(threads);
+        const T* const ones = at_[lattice_.corners % 2];
+        for_each_item(tiles_.count, threads, [&](int, int64_t number) {
+            const Tile tile = tiles_[number];
+            const int64_t end = tile.first + tile.size();
+            if (normalization == Normalization::kNone) {
+                std::fill(s_.before + tile.first, s_.before + end, T(1));
+                std::fill(s_.after + tile.first, s_.after + end, static_cast<T>(factor));
+                return;
+            }
+            T* const in = sums_ + lattice_.first_row(number);  // what the tile sent is used up
+            const int32_t* const vertex_of = s_.vertex_of + lattice_.first_row(number);
+            for (int64_t k = 0; k < lattice_.num_rows(number); ++k) in[k] = ones[vertex_of[k]];
+            slice(in, tile.first, end);
+            scale_factors(powers, static_cast<T>(factor), tile.first, end);
         });
     }
-    const T* const rows = at[(t.num_features + 1) % 2];
-    const T* const weights = static_cast<const T*>(t.weights);
-    const int corners = t.num_features + 1;
-    const T alpha = static_cast<T>(lattice_alpha(t.num_features));
-    for_each_block(num_points, 8 * kPixelBlock, threads, [&](int64_t begin, int64_t end) {
+
+private:
+    // The blurred vertices of ones.
+    void respond(int threads) {
+        for_each_item(tiles_.count, threads, [&](int, int64_t number) {
+            const Tile tile = tiles_[number];
+            T* const sums = sums_ + lattice_.first_row(number);
+            std::fill_n(sums, lattice_.num_rows(number), T(0));
+            const int64_t end = (tile.first + tile.size()) * lattice_.corners;
+            for (int64_t e = tile.first * lattice_.corners; e < end; ++e) sums[lattice_.local[e]] += weights_[e];
+        });
+        const int64_t count = lattice_.num_vertices;
+        at_[0][count] = at_[1][count] = T(0);
+        for_each_block(count, 8 * kVertexBlock, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t v = begin; v < end; ++v) {
+                T sum = 0;
+                for (int32_t e = lattice_.starts[v]; e < lattice_.starts[v + 1]; ++e) sum += sums_[lattice_.rows[e]];
+                at_[0][v] = sum;
+            }
+        });
+        for (int axis = 0; axis < lattice_.corners; ++axis) {
+            const int32_t* const pairs = lattice_.neighbours + axis * count * 2;
+            const T* const in = at_[axis % 2];
+            T* const out = at_[1 - axis % 2];
+            for_each_block(count, 8 * kVertexBlock, threads, [&](int64_t begin, int64_t end) {
+                for (int64_t v = begin; v < end; ++v) {
+                    out[v] = in[v] + T(0.5) * (in[pairs[2 * v]] + in[pairs[2 * v + 1]]);
+                }
+            });
+        }
+    }
+
+    // The response of points, to `before`.
+    void slice(const T* in, int64_t begin, int64_t end) const {
+        const int corners = lattice_.corners;
+        const T alpha = static_cast<T>(lattice_alpha(corners - 1));
         for (int64_t i = begin; i < end; ++i) {
             T sum = 0;
-            for (int r = 0; r < corners; ++r) sum += weights[i * corners + r] * rows[t.vertices[i * corners + r]];
-            norm[i] = alpha * sum;
+            for (int r = 0; r < corners; ++r) sum += weights_[i * corners + r] * in[lattice_.local[i * corners + r]];
+            s_.before[i] = alpha * sum;
         }
-    });
-}
+    }
 
-// Moves the factors of a normalisation into the weights: `before` into those of the entries, `after` times `scale` and
-// alpha into those of the points.
-template <class T>
-void scale_weights(const CrfTerm& t, int64_t num_points, const T* norm, const NormPowers& powers, double scale,
-                   int threads) {
-    T* const entry_weights = static_cast<T*>(t.entry_weights);
-    T* const weights = static_cast<T*>(t.weights);
-    const int corners = t.num_features + 1;
-    const double factor = scale * lattice_alpha(t.num_features);
-    for_each_block(num_points, 8 * kPixelBlock, threads, [&](int64_t begin, int64_t end) {
+    void scale_factors(const NormPowers& powers, T factor, int64_t begin, int64_t end) const {
+        T *const before = s_.before, *const after = s_.after;
+        const bool root = powers.before == 1;  // symmetric
+        OVS_INDEPENDENT
         for (int64_t i = begin; i < end; ++i) {
-            const double n =
-                powers.after == 0 ? 1.0 : static_cast<double>(norm[i]);  // without powers there are no norms
-            const T after = static_cast<T>(factor * norm_factor(n, powers.after));
-            for (int r = 0; r < corners; ++r) weights[i * corners + r] *= after;
+            const T n = before[i] + T(1e-20);
+            const T inverse = T(1) / (root ? std::sqrt(n) : n);
+            before[i] = powers.before > 0 ? inverse : T(1);
+            after[i] = powers.after > 0 ? factor * inverse : factor;
         }
-    });
-    if (powers.before == 0) return;
-    for_each_block(t.starts[t.num_vertices], 16 * kPixelBlock, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t e = begin; e < end; ++e) {
-            entry_weights[e] *= static_cast<T>(norm_factor(static_cast<double>(norm[t.points[e]]), powers.before));
-        }
-    });
-}
+    }
+
+    LatticeView lattice_;
+    const T* weights_;
+    const CrfState<T>& s_;
+    const Tiles& tiles_;
+    T* sums_;
+    T* at_[2];
+};
 
 }  // namespace
 }  // namespace OVS_ISA

@@ -99,18 +99,26 @@ private:
 // `full`. `before`: the keys of the row above.
 template <class K, class Counter>
 void count_rows(const K* keys, const K* before, const uint8_t* inside, int64_t width, Counter full, Counter* counters) {
+    const Counter most = static_cast<Counter>(full - 1);
     OVS_INDEPENDENT
     for (int64_t x = 0; x < width; ++x) {
         const Counter above = keys[x] == before[x] ? counters[x] : Counter(0);
-        const Counter next = above < full ? static_cast<Counter>(above + 1) : full;
+        const Counter next = static_cast<Counter>((above < most ? above : most) + 1);
         counters[x] = inside[x] != 0 ? next : Counter(0);
     }
+}
+
+// `other` where `replace`, else `key`. As a select the compiler makes a jump and a store of it, and no vectors.
+template <class K>
+OVS_INLINE K either(bool replace, K other, K key) {
+    const K mask = static_cast<K>(-static_cast<K>(replace));
+    return static_cast<K>((other & mask) | (key & ~mask));
 }
 
 template <class K, class Counter>
 void drop_inside(const Counter* counters, Counter full, int64_t width, K no_class, K* keys) {
     OVS_INDEPENDENT
-    for (int64_t x = 0; x < width; ++x) keys[x] = counters[x] == full ? no_class : keys[x];
+    for (int64_t x = 0; x < width; ++x) keys[x] = either(counters[x] == full, no_class, keys[x]);
 }
 
 // Ignored pixels are of no class, in both maps.
@@ -119,8 +127,8 @@ void drop_ignored(int64_t width, K no_class, K* target, K* prediction) {
     OVS_INDEPENDENT
     for (int64_t x = 0; x < width; ++x) {
         const bool ignored = target[x] > no_class;
-        prediction[x] = ignored ? no_class : prediction[x];
-        target[x] = ignored ? no_class : target[x];
+        prediction[x] = either(ignored, no_class, prediction[x]);
+        target[x] = either(ignored, no_class, target[x]);
     }
 }
 

@@ -14,6 +14,7 @@
 //                  neighbours, in its class. A pixel whose own or neighbouring x holds a NaN or Inf becomes NaN.
 //   backward       the transpose: the cotangent of the scores from that of the result.
 //   determinism    same bits for the same input, on CPU for any number of threads. No atomics on results.
+//   labels         the smallest class wins a tie; NaN never wins, and where all classes are NaN or -Inf it is class 0.
 //   zero extents   no batch, class or pixel: nothing is written, nothing is launched. num_iter >= 1.
 //   layout         row-major, contiguous; `out` must not overlap the inputs.
 #pragma once
@@ -27,9 +28,12 @@ namespace ovs {
 constexpr int kMaxPamrDilations = 64;
 
 struct PamrParams {
-    const void* image = nullptr;          // [B, F, H, W] dtype
-    const void* scores = nullptr;         // [B, C, H, W] dtype; backward: the cotangent of the result
+    const void* image = nullptr;   // [B, F, H, W] dtype
+    const void* scores = nullptr;  // [B, C, H, W] dtype; backward: the cotangent of the result
+    // exactly one of out and labels, the latter not backward and with 1 class or more
     void* out = nullptr;                  // [B, C, H, W] dtype; backward: the cotangent of the scores
+    void* labels = nullptr;               // [B, H, W] uint8 or int32: class of the largest result
+    int64_t label_bytes = 0;              // 1 or 4
     const int64_t* dilations = nullptr;   // [D] >= 1, on the host
     int64_t batch = 0, num_features = 0;  // F >= 1
     int64_t num_classes = 0, height = 0, width = 0;

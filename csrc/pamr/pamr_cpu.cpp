@@ -62,7 +62,8 @@ void pamr_cpu(const PamrParams& p, DType dtype, void* workspace, std::size_t wor
         PamrParams image = p;
         image.image = static_cast<const char*>(p.image) + i * p.num_features * pixels * real_bytes;
         image.scores = static_cast<const char*>(p.scores) + i * p.num_classes * pixels * real_bytes;
-        image.out = static_cast<char*>(p.out) + i * p.num_classes * pixels * real_bytes;
+        if (p.label_bytes == 0) image.out = static_cast<char*>(p.out) + i * p.num_classes * pixels * real_bytes;
+        if (p.label_bytes != 0) image.labels = static_cast<char*>(p.labels) + i * pixels * p.label_bytes;
         image.batch = 1;
         run(image, dtype, workspace, workspace_bytes, threads);
     }

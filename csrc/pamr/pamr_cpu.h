@@ -3,7 +3,8 @@
 // Iterations are fused: a pass over rows takes the scores through up to kMaxLevels of them. Level t works on blocks of
 // rows that follow those of level t - 1 at a distance, so that the rows it reads are complete, and each level leaves
 // its rows in a ring that is as deep as the next one looks back. The last level writes the result, over the rows that
-// were read long ago, so `out` is the only array of its size.
+// were read long ago, so `out` is the only array of its size. For labels it leaves them in one more ring, from where
+// the best class of each pixel is updated, and earlier passes leave them in `between`, of some classes and rows.
 //
 // Where all dilations are multiples of a number n, a row is a neighbour only of rows that lie a multiple of n away, and
 // of the first and the last of the image, which stand for what is beyond. So a thread takes one row in n at a time
@@ -62,9 +63,11 @@ struct PamrGrid {
     int64_t workers, team;              // chunks of classes that are made at the same time, and the threads of each
     int64_t left, padded_width, pitch;  // a row of a ring: `left` columns of border, the pixels, border again
     int64_t levels;                     // iterations of the longest pass
-    int64_t passes;
-    int64_t step;                            // every how many-th row is taken together
+    int64_t passes, together;           // passes of some rows before the next rows are taken
+    int64_t step;                       // every how many-th row is taken together
     int64_t ring_rows = 0, weight_rows = 0;  // of the rows that need most
+    int64_t most_rows = 0;                   // of a set
+    int64_t rings;                           // of a worker
     int64_t share, chunk;                    // classes of a piece of work, and those of them that are taken together
     int64_t edge_levels;                     // iterations that `edges` holds
     int64_t image_stride, row_stride;        // from row to row of a ring
@@ -84,18 +87,24 @@ struct PamrGrid {
         pitch = odd_lines(left + padded_width + left);
         passes = ceil_div(p.num_iter, kMaxLevels);
         levels = p.backward ? 1 : ceil_div(p.num_iter, passes);
+        rings = p.backward ? 0 : levels + (p.label_bytes != 0 ? 1 : 0);
         weight_stride = padded_width * taps;
-        step = alone && !p.backward ? common_step(p) : 1;
+        // For labels nothing but one chunk's rows is kept from pass to pass, so all passes follow each other.
+        const bool sets = alone && !p.backward && (p.label_bytes == 0 || passes <= kMaxPasses);
+        step = sets ? common_step(p) : 1;
+        together = row_sets() > 1 ? kMaxPasses : passes;
         bool kept = row_sets() > 1;
         for (int64_t set = 0; set < row_sets(); ++set) {
             const PamrRows some = rows(set);
+            most_rows = std::max(most_rows, some.count);
             ring_rows = std::max(ring_rows, p.backward ? p.height : some.ring_rows);
             weight_rows = std::max(weight_rows, p.backward ? p.height : some.weight_rows);
             kept = kept && (some.kept || set == 0);
         }
-        edge_levels = row_sets() > 1 ? std::min(p.num_iter, kMaxPasses * levels) : 0;
+        edge_levels = row_sets() > 1 ? std::min(p.num_iter, together * levels) : 0;
         const int64_t class_bytes = levels * rows(row_sets() - 1).ring_rows * pitch * static_cast<int64_t>(sizeof(T));
-        const int64_t fitting = std::max(kChunkClasses, (kept ? kRingBytes : kWideRingBytes) / class_bytes);
+        const int64_t fitting =
+            std::max(kChunkClasses, (kept ? kRingBytes : kWideRingBytes) / std::max<int64_t>(class_bytes, 1));
         // Two chunks per worker at least where they make their own weights, so that all rings together stay below half
         // of the scores.
         const int64_t pieces = kept ? ceil_div(p.num_classes, kShareClasses)
@@ -161,18 +170,25 @@ struct PamrBuffers {
     T* image;        // [ring_rows, F, pitch]
     T* image_edges;  // [2, F, pitch]: the first and the last row
     T* weights;      // [weight_rows, padded_width / kBlock, taps, kBlock]
-    T* rings;        // forward   [levels, ring_rows, chunk, pitch]: what level t reads
+    T* rings;        // forward   [rings, ring_rows, chunk, pitch]: what level t reads
     T* edges;        // forward   [edge_levels, 2, share, pitch]
     T* planes;       // backward  [threads, 2, H, pitch]
+    T* between;      // labels    [chunk, most_rows, W]: of a pass that is not the last one
+    T* best;         // labels    [H, W]: the largest result of a worker's classes
+    int32_t* found;  // labels    [H, W]: its class
 
     PamrBuffers(const PamrParams& p, const PamrGrid<T>& grid, int threads, Workspace& ws) {
         const int64_t workers = p.backward ? 1 : grid.workers;
         image = ws.take<T>("image", workers * grid.ring_rows * grid.image_stride);
         image_edges = ws.take<T>("image_edges", grid.edge_levels > 0 ? workers * 2 * grid.image_stride : 0);
         weights = ws.take<T>("weights", workers * grid.weight_rows * grid.weight_stride);
-        rings = ws.take<T>("rings", p.backward ? 0 : workers * grid.levels * grid.ring_rows * grid.row_stride);
+        rings = ws.take<T>("rings", p.backward ? 0 : workers * grid.rings * grid.ring_rows * grid.row_stride);
         edges = ws.take<T>("edges", workers * grid.edge_levels * 2 * grid.share * grid.pitch);
         planes = ws.take<T>("planes", p.backward ? 2 * threads * p.height * grid.pitch : 0);
+        const int64_t labelled = p.label_bytes != 0 ? workers * p.width : 0;
+        between = ws.take<T>("between", grid.passes > 1 ? labelled * grid.chunk * grid.most_rows : 0);
+        best = ws.take<T>("best", labelled * p.height);
+        found = ws.take<int32_t>("found", labelled * p.height);
     }
 };
 

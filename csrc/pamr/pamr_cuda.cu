@@ -5,12 +5,15 @@
 //   iterate_kernel    a thread per pixel and kClasses classes, whose sums stay in registers: a weight and an address
 //                     serve all of them. Lanes are neighbours along x, so that each tap reads whole lines; shifted rows
 //                     come from the caches
+//   labels_kernel     the last iteration for labels: a thread has a pixel and takes its classes kClasses at a time; the
+//                     results are never written
 //   transpose_kernel  the same, collecting from the pixels that have this one as a neighbour; those on the border are
 //                     the neighbour of many
 //
-// Images follow each other. Iterations take turns between `out` and one array of scratch memory, and end in `out`. Each
-// thread writes elements that no other thread writes.
+// Images follow each other. Iterations take turns between `out` and one array of scratch memory, and end in `out`, or
+// for labels between two arrays of scratch memory. Each thread writes elements that no other thread writes.
 #include <algorithm>
+#include <cmath>
 
 #include "common/device.cuh"
 #include "common/launch.cuh"
@@ -42,11 +45,13 @@ template <class T>
 struct PamrDeviceBuffers {
     T* weights;  // [taps, H, W] of one image
     T* scratch;  // [C, H, W] of one image
+    T* second;   // labels: another one
 
     PamrDeviceBuffers(const PamrParams& p, Workspace& ws) {
         const int64_t pixels = p.height * p.width;
         weights = ws.take<T>("weights", kPamrTaps * p.num_dilations * pixels);
         scratch = ws.take<T>("scratch", p.num_iter > 1 ? p.num_classes * pixels : 0);
+        second = ws.take<T>("second", p.label_bytes != 0 && p.num_iter > 2 ? p.num_classes * pixels : 0);
     }
 };
 
@@ -150,6 +155,36 @@ __global__ void iterate_kernel(const Neighbourhood n, const T* weights, const T*
     }
 }
 
+// labels: [H, W] of label_bytes each.
+template <class T>
+__global__ void labels_kernel(const Neighbourhood n, const T* weights, const T* from, void* labels, int64_t label_bytes,
+                              int64_t num_classes) {
+    const int64_t pixels = n.height * n.width;
+    for (int64_t pixel = first_pixel(); pixel < pixels; pixel += pixel_stride()) {
+        T best = -HUGE_VAL;
+        int32_t found = 0;
+        for (int64_t first = 0; first < num_classes; first += kClasses) {
+            const int64_t count = num_classes - first;
+            T sums[kClasses] = {};
+            for_each_neighbour(n, pixel / n.width, pixel % n.width, [&](int64_t tap, int64_t there) {
+                add_classes(weights[tap * pixels + pixel], from + first * pixels + there, pixels, count, sums);
+            });
+#pragma unroll
+            for (int k = 0; k < kClasses; ++k) {
+                if (k < count && sums[k] > best) {  // NaN is not
+                    best = sums[k];
+                    found = static_cast<int32_t>(first) + k;
+                }
+            }
+        }
+        if (label_bytes == 1) {
+            static_cast<uint8_t*>(labels)[pixel] = static_cast<uint8_t>(found);
+        } else {
+            static_cast<int32_t*>(labels)[pixel] = found;
+        }
+    }
+}
+
 // The places along an axis that a step of `reach` (times -1, 0 or 1) leads to `at`; none where end <= begin.
 struct Origins {
     int64_t begin, end;
@@ -192,19 +227,25 @@ void run_image(const PamrParams& p, const Neighbourhood& n, const PamrDeviceBuff
     const int64_t pixels = p.height * p.width;
     const T* const image = static_cast<const T*>(p.image) + index * p.num_features * pixels;
     const T* from = static_cast<const T*>(p.scores) + index * p.num_classes * pixels;
-    T* const out = static_cast<T*>(p.out) + index * p.num_classes * pixels;
+    const bool labels = p.label_bytes != 0;
+    T* const out = labels ? buffers.second : static_cast<T*>(p.out) + index * p.num_classes * pixels;
     const dim3 block(kThreads);
     const auto across = static_cast<unsigned>(std::min(ceil_div(pixels, kThreads), kMaxBlocks));
     launch(weights_kernel<T>, dim3(across), block, 0, stream, n, image, p.num_features, buffers.weights);
     OVS_CHECK_LAUNCH("pamr: weights");
     const auto groups = static_cast<unsigned>(std::min<int64_t>(ceil_div(p.num_classes, kClasses), kMaxGridYZ));
-    for (int64_t iteration = 0; iteration < p.num_iter; ++iteration) {
+    for (int64_t iteration = 0; iteration < p.num_iter - (labels ? 1 : 0); ++iteration) {
         T* const to = (p.num_iter - 1 - iteration) % 2 == 0 ? out : buffers.scratch;
         launch(p.backward ? transpose_kernel<T> : iterate_kernel<T>, dim3(across, groups), block, 0, stream, n,
                static_cast<const T*>(buffers.weights), from, to, p.num_classes);
         OVS_CHECK_LAUNCH("pamr: iteration");
         from = to;
     }
+    if (!labels) return;
+    launch(labels_kernel<T>, dim3(across), block, 0, stream, n, static_cast<const T*>(buffers.weights), from,
+           static_cast<void*>(static_cast<char*>(p.labels) + index * pixels * p.label_bytes), p.label_bytes,
+           p.num_classes);
+    OVS_CHECK_LAUNCH("pamr: labels");
 }
 
 template <class T>

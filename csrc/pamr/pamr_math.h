@@ -44,6 +44,9 @@ static inline void check_params(const PamrParams& p) {
     OVS_REQUIRE(p.num_iter >= 1, "pamr: no iteration");
     OVS_REQUIRE(1 <= p.num_dilations && p.num_dilations <= kMaxPamrDilations && p.dilations != nullptr,
                 "pamr: too few or too many dilations");
+    OVS_REQUIRE(p.label_bytes == 0 || (!p.backward && (p.label_bytes == 1 || p.label_bytes == 4)),
+                "pamr: labels of an unknown size");
+    OVS_REQUIRE(p.label_bytes != 1 || p.num_classes <= 256, "pamr: too many classes for labels of a byte");
     for (int64_t i = 0; i < p.num_dilations; ++i) {
         OVS_REQUIRE(1 <= p.dilations[i] && p.dilations[i] <= kMaxPamrExtent, "pamr: a dilation out of range");
     }

@@ -45,17 +45,28 @@ struct TapRows {
     // ring: [ring_rows, ..] with `stride` numbers from row to row, the row of index i in row i % ring_rows. edges: the
     // first and the last row of the image, `edge_stride` apart, where they are not among `rows`.
     OVS_INLINE TapRows(const T* ring, const PamrRows& rows, int64_t stride, const T* edges, int64_t edge_stride,
-                       int64_t y, const PamrParams& p, const PamrGrid<T>& grid) {
+                       int64_t index, const PamrParams& p, const PamrGrid<T>& grid) {
+        const int64_t y = rows.row(index), slot = index % rows.ring_rows;
         for (int64_t i = 0; i < p.num_dilations; ++i) {
             const int64_t dy = pamr_reach(p.dilations[i], p.height), dx = pamr_reach(p.dilations[i], p.width);
+            const int64_t apart = dy / rows.step * (rows.two() ? 2 : 1);
             const T* found[3];
             for (int64_t turn = 0; turn < 3; ++turn) {
-                const int64_t near = pamr_clamp(y + (turn - 1) * dy, p.height);
-                found[turn] = grid.left + (rows.has(near) ? ring + rows.index(near) % rows.ring_rows * stride
-                                                          : edges + (near == 0 ? 0 : edge_stride));
+                const int64_t near = y + (turn - 1) * dy;
+                if (turn == 1 || (0 < near && near < p.height - 1)) {
+                    int64_t there = slot + (turn - 1) * apart;
+                    if (there < 0) there += rows.ring_rows;
+                    if (there >= rows.ring_rows) there -= rows.ring_rows;
+                    found[turn] = ring + there * stride;
+                } else {
+                    const int64_t edge = near <= 0 ? 0 : p.height - 1;
+                    found[turn] = rows.has(edge) ? ring + rows.index(edge) % rows.ring_rows * stride
+                                                 : edges + (edge == 0 ? 0 : edge_stride);
+                }
             }
             for (int64_t tap = 0; tap < kPamrTaps; ++tap) {
-                at[i * kPamrTaps + tap] = found[pamr_row_step(tap) + 1] + pamr_column_step(tap) * dx;
+                const int64_t step = grid.left + pamr_column_step(tap) * dx;
+                at[i * kPamrTaps + tap] = found[pamr_row_step(tap) + 1] + step;
             }
         }
     }
@@ -233,6 +244,17 @@ private:
 
     int64_t taps_, pitch_, classes_, groups_;
 };
+
+// A row of results takes the pixels where it is the largest so far. NaN is not.
+template <class T>
+OVS_INLINE void update_best(const T* row, int64_t width, int32_t number, T* best, int32_t* found) {
+    OVS_INDEPENDENT
+    for (int64_t x = 0; x < width; ++x) {
+        const bool better = row[x] > best[x];
+        best[x] = better ? row[x] : best[x];
+        found[x] = better ? number : found[x];
+    }
+}
 
 }  // namespace
 }  // namespace OVS_ISA

@@ -1,4 +1,4 @@
-"""Operator `pamr` and its transpose: plans, CPU and CUDA bridges, fakes, gradients."""
+"""Operator `pamr`, its labels and its transpose: plans, CPU and CUDA bridges, fakes, gradients."""
 
 import dataclasses
 import functools
@@ -18,10 +18,12 @@ from .._checks import (
 )
 from ..reference.pamr import pamr as reference_pamr
 from ..reference.pamr import pamr_backward as reference_backward
+from ..reference.pamr import pamr_labels as reference_labels
 from . import Gradient, register
 
 NAME = "pamr"
 BACKWARD = "pamr_backward"
+LABELS = "pamr_labels"
 # The kernels' tables hold offsets in 32 bits.
 MAX_EXTENT = 2**29 - 1
 MAX_DILATIONS = 64
@@ -47,6 +49,16 @@ class Plan:
     def shape(self) -> tuple[int, ...]:
         """Shape of scores and result, with the batch axis only if the caller gave one."""
         return (*((self.batch,) if self.batched else ()), self.num_classes, self.height, self.width)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the labels."""
+        return (*((self.batch,) if self.batched else ()), self.height, self.width)
+
+    @property
+    def label_dtype(self) -> torch.dtype:
+        """Of the labels."""
+        return torch.uint8 if self.num_classes <= 255 else torch.int32
 
     @property
     def trivial(self) -> bool:
@@ -86,6 +98,14 @@ def plan(image, scores, num_iter, dilations) -> Plan:
     return _plan(NAME, "scores", image, scores, num_iter, dilations)
 
 
+def plan_labels(image, scores, num_iter, dilations) -> Plan:
+    """All checks of `pamr_labels`."""
+    p = _plan(NAME, "scores", image, scores, num_iter, dilations)
+    if p.num_classes == 0 and 0 not in (p.batch, p.height, p.width):
+        wrong_value(NAME, "scores", "at least one class for labels=True", "C=0")
+    return p
+
+
 def plan_backward(v_scores, image, num_iter, dilations) -> Plan:
     """All checks of `pamr_backward`."""
     return _plan(BACKWARD, "v_scores", image, v_scores, num_iter, dilations)
@@ -109,13 +129,18 @@ def _run(p: Plan, operator: str, definition, image: Tensor, scores: Tensor, on_c
     if _native.use_reference(on_cuda):
         result = definition(_four_axes(p, scores), _unit_image(p, image), p.num_iter, p.dilations)
         return result.reshape(p.shape).to(p.dtype)
-    image, scores = _unit_image(p, image).contiguous(), scores.contiguous()
     result = _native.allocate(p.shape, p.compute_dtype, scores.device)
+    _call(p, operator, image, scores, on_cuda, out=result.data_ptr())
+    return result.to(p.dtype)
+
+
+def _call(p: Plan, operator: str, image: Tensor, scores: Tensor, on_cuda: bool, **outputs: int) -> None:
+    image, scores = _unit_image(p, image).contiguous(), scores.contiguous()
     dilations = torch.tensor(p.dilations, dtype=torch.int64)  # read on the host, before the call returns
     arguments = {
         "image": image.data_ptr(),
         "scores": scores.data_ptr(),
-        "out": result.data_ptr(),
+        **outputs,
         "dilations": dilations.data_ptr(),
         "batch": p.batch,
         "num_features": p.num_features,
@@ -127,7 +152,6 @@ def _run(p: Plan, operator: str, definition, image: Tensor, scores: Tensor, on_c
         "dtype": _native.DTYPES[p.compute_dtype],
     }
     _native.call(operator, scores.device, arguments, on_cuda)
-    return result.to(p.dtype)
 
 
 def _defined(scores: Tensor, image: Tensor, num_iter: int, dilations: tuple[int, ...]) -> Tensor:
@@ -145,6 +169,24 @@ def _pamr(image, scores, num_iter, dilations, on_cuda: bool) -> Tensor:
 def _pamr_backward(v_scores, image, num_iter, dilations, on_cuda: bool) -> Tensor:
     p = plan_backward(v_scores, image, num_iter, dilations)
     return _run(p, BACKWARD, _defined_backward, image, v_scores, on_cuda)
+
+
+def _pamr_labels(image, scores, num_iter, dilations, on_cuda: bool) -> Tensor:
+    p = plan_labels(image, scores, num_iter, dilations)
+    if 0 in p.label_shape:
+        return torch.empty(p.label_shape, dtype=p.label_dtype, device=scores.device)
+    scores = scores.to(p.compute_dtype)
+    if p.num_iter == 0 or _native.use_reference(on_cuda):
+        steps = {"num_iter": p.num_iter, "dilations": p.dilations}
+        return reference_labels(_unit_image(p, image), _four_axes(p, scores), **steps).reshape(p.label_shape)
+    result = _native.allocate(p.label_shape, p.label_dtype, scores.device)
+    _call(p, LABELS, image, scores, on_cuda, labels=result.data_ptr(), label_bytes=result.element_size())
+    return result
+
+
+def _fake_labels(image, scores, num_iter, dilations):
+    p = plan_labels(image, scores, num_iter, dilations)
+    return scores.new_empty(p.label_shape, dtype=p.label_dtype)
 
 
 def _fake(image, scores, num_iter, dilations):
@@ -205,6 +247,15 @@ register(
     fake=_fake,
     gradient=Gradient(_setup_context, _backward),
     samples=_samples,
+)
+register(
+    "pamr_labels(Tensor image, Tensor scores, int num_iter, int[] dilations) -> Tensor",
+    cpu=functools.partial(_pamr_labels, on_cuda=False),
+    cuda=functools.partial(_pamr_labels, on_cuda=True),
+    fake=_fake_labels,
+    gradient=None,
+    samples=_samples,
+    public=False,
 )
 register(
     "pamr_backward(Tensor v_scores, Tensor image, int num_iter, int[] dilations) -> Tensor",

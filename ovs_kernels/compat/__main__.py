@@ -99,7 +99,7 @@ def _run_main(code: CodeType, file: str, loader: Loader, spec: importlib.machine
 
 def _own_frames_removed(traceback: TracebackType | None) -> TracebackType | None:
     """What is left when this file and runpy are taken from the top."""
-    own = {__file__, runpy.__file__, importlib.util.__file__, "<frozen runpy>", "<frozen importlib.util>"}
+    own = {function.__code__.co_filename for function in (main, runpy.run_module, importlib.util.find_spec)}
     while traceback is not None and traceback.tb_frame.f_code.co_filename in own:
         traceback = traceback.tb_next
     return traceback

@@ -4,6 +4,7 @@ Written to be read beside the equations, not to be fast: it keeps all weights an
 any device; run it in float64 to get the numbers that the kernels are held to.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -87,6 +88,23 @@ def pamr(image: Tensor, scores: Tensor, *, num_iter: int, dilations: Sequence[in
     for _ in range(num_iter):
         scores = pamr_step(weights, scores, dilations)
     return scores
+
+
+def pamr_labels(image: Tensor, scores: Tensor, *, num_iter: int, dilations: Sequence[int]) -> Tensor:
+    """The class of the largest of what `pamr` makes, the smallest class where they tie; NaN is never the largest.
+
+    Args:
+        image: [B, F, H, W].
+        scores: [B, C, h, w], C >= 1.
+        num_iter: iterations, 0 or more.
+        dilations: see `pamr_weights`.
+
+    Returns:
+        [B, H, W] uint8 for at most 255 classes, else int32.
+    """
+    refined = pamr(image, scores, num_iter=num_iter, dilations=dilations)
+    labels = torch.where(refined.isnan(), -math.inf, refined).argmax(1)
+    return labels.to(torch.uint8 if scores.shape[1] <= 255 else torch.int32)
 
 
 def pamr_backward(v_scores: Tensor, image: Tensor, *, num_iter: int, dilations: Sequence[int]) -> Tensor:

@@ -163,10 +163,59 @@ double check_direction(const Case& c, bool backward, double tolerance) {
     return error / scale;
 }
 
+// Labels of bytes or of four; pixels whose best two classes nearly tie are not asked.
+template <class Label>
+double check_labels(const Case& c) {
+    Random random(9);
+    const auto numbers = [&](std::size_t count) {
+        std::vector<double> values(count);
+        for (double& value : values) value = static_cast<float>(random());
+        return values;
+    };
+    const std::vector<double> image = numbers(c.num_colours()), scores = numbers(c.num_scores());
+    const std::vector<double> want = define(c, image, scores, false);
+    const DeviceArray<float> device_image(std::vector<float>(image.begin(), image.end()));
+    const DeviceArray<float> device_scores(std::vector<float>(scores.begin(), scores.end()));
+    DeviceArray<Label> labels(at(c.batch * c.pixels()));
+    labels.fill_bytes(kUntouched);
+    PamrParams p = params_of(c, false);
+    p.image = device_image.data();
+    p.scores = device_scores.data();
+    p.labels = labels.data();
+    p.label_bytes = sizeof(Label);
+    const std::size_t bytes = ovs::pamr_cuda_workspace_bytes(p, DType::kFloat32);
+    const DeviceArray<unsigned char> workspace(bytes);
+    OVS_CUDA(cudaDeviceSynchronize());
+    ovs::pamr_cuda(p, DType::kFloat32, workspace.data(), bytes, 0, nullptr);
+    OVS_CUDA(cudaDeviceSynchronize());
+    const std::vector<Label> got = labels.to_host();
+    int64_t asked = 0;
+    for (int64_t pixel = 0; pixel < c.batch * c.pixels(); ++pixel) {
+        const double* const values = want.data() + pixel / c.pixels() * c.classes * c.pixels() + pixel % c.pixels();
+        int64_t best = 0;
+        double second = -HUGE_VAL;
+        for (int64_t k = 1; k < c.classes; ++k) {
+            const double value = values[k * c.pixels()];
+            if (value > values[best * c.pixels()]) {
+                second = values[best * c.pixels()];
+                best = k;
+            } else {
+                second = std::fmax(second, value);
+            }
+        }
+        if (values[best * c.pixels()] - second < 1e-4) continue;
+        ++asked;
+        require(static_cast<int64_t>(got[at(pixel)]) == best, "label of pixel " + text(static_cast<double>(pixel)));
+    }
+    require(2 * asked > c.batch * c.pixels(), "most pixels tie");
+    return static_cast<double>(asked);
+}
+
 std::string check(const Case& c) {
     const double single = 2e-6 * static_cast<double>(c.num_iter + 4);
     std::string line = "relative error " + text(check_direction<float>(c, false, single));
     line += ", gradient " + text(check_direction<float>(c, true, single));
+    line += ", labels " + text(check_labels<uint8_t>(c) + check_labels<int32_t>(c));
     line += "; float64 " + text(check_direction<double>(c, false, 1e-12));
     return line + ", gradient " + text(check_direction<double>(c, true, 1e-12));
 }

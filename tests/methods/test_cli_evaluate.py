@@ -146,6 +146,15 @@ def test_methods_share_what_the_encoder_sees(mine, clip_folder, dino_weights):
             np.testing.assert_array_equal(alone.predict(read, {})[0], labels)
 
 
+@pytest.fixture
+def _interruptible():
+    """Children can be interrupted, also where this process was started in the background and ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_run_goes_on(environment, tmp_path, evaluate, mine, models):
     kind = ["--dataset", mine.root, "--kind", "folder", "--metrics", "miou,biou"]
     (tmp_path / "prompt.txt").write_text("a photo of a {}.\n")

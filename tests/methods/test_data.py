@@ -133,6 +133,9 @@ def test_folder_with_other_names_colours_and_labels_that_do_not_count(tmp_path, 
     made = layouts.folder(tmp_path / "plain", chelsea)
     dataset = load_dataset("folder", made.root)
     assert (dataset.classes, dataset.words[2]) == (("background", "cat", "cup"), ("cup", "mug"))
+    (made.root / "labelme.txt").write_text("_background_\ncat\ncup\n")
+    labelme = load_dataset("folder", made.root, Choices(class_list="labelme.txt"))
+    assert (labelme.classes[0], labelme.background) == ("background", 0)
     colored = made.root / "colors.txt"
     colored.write_text("#ff0000 background\n0 255 0 cat\n#0000ff cup\n#000000 -\n")
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)

@@ -14,6 +14,7 @@ IMAGE_FOLDERS = ("images", "images_detectron2/test", "images_detectron2/val", "i
 MASK_FOLDERS = ("masks", "annotations_detectron2/test", "annotations_detectron2/val", "annotations", "labels")
 CLASS_LISTS = ("classes.txt", "classes.json", "class_names.txt")
 IGNORED = "-"  # name of a line whose pixels do not count
+_LABELME = "_background_"  # what labelme calls it
 _COLOR = re.compile(r"(?:#([0-9a-fA-F]{6})|(\d{1,3})[ ,]+(\d{1,3})[ ,]+(\d{1,3}))[\s:,]+(.+)")
 
 
@@ -43,6 +44,7 @@ def _parse_line(line: str, where: str) -> tuple[list[str], tuple[int, int, int] 
         if max(color) > 255:
             raise UserError(where, "a colour of three numbers up to 255", ", ".join(map(str, color)))
     words = [" ".join(word.split()) for word in re.split(r"[;|,]", line)]
+    words = ["background" if word == _LABELME else word for word in words]
     if not all(words):
         raise UserError(where, "a name, and other names behind semicolons", f"'{line}'")
     return words, color
