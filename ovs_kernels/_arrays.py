@@ -188,12 +188,15 @@ def _scalar_arguments(function: Callable) -> dict[str, tuple[type, bool]]:
 
 
 def _scalar(op: str, name: str, value: object, kind: type, none_allowed: bool) -> object:
-    if type(value) is kind or (value is None and none_allowed):
-        return value
+    if value is None and none_allowed:
+        return None
     accepted, text = SCALARS[kind]
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         wrong_type(op, name, text + (" or None" if none_allowed else ""), kind_text(value))
-    return kind(value)
+    result = kind(value)
+    if kind is int and not -(2**63) <= result < 2**63:  # the schemas of operators have no room for more
+        wrong_value(op, name, f"an integer in [{-(2**63)}, {2**63 - 1}]", result)
+    return result
 
 
 def _index_tensor(op: str, name: str, value: object) -> Tensor:

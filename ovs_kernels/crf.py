@@ -12,6 +12,7 @@ from ._arrays import accepts_arrays, as_tensor
 from ._checks import kind_text, shape_text, wrong_type, wrong_value
 
 Compatibility = float | Tensor | Sequence
+LARGEST_COMPAT = torch.finfo(torch.float32).max
 
 
 @accepts_arrays("image", "probabilities", "features", sequences=("features",))
@@ -104,9 +105,15 @@ def dense_crf(
         >>> ovs_kernels.dense_crf(image, probabilities, labels=True)[1].tolist()
         [0, 0, 0, 1, 1, 1]
     """
-    features = features or []
-    if len(features_compat) != len(features):
-        wrong_value("dense_crf", "features_compat", f"one for each of features, {len(features)}", len(features_compat))
+    if features is not None and not isinstance(features, (list, tuple)):
+        wrong_type("dense_crf", "features", "a list of [F, H, W] arrays", kind_text(features))
+    features = list(features or [])
+    try:
+        num_compat = len(features_compat)
+    except TypeError:
+        wrong_type("dense_crf", "features_compat", "a list, one for each of features", kind_text(features_compat))
+    if num_compat != len(features):
+        wrong_value("dense_crf", "features_compat", f"one for each of features, {len(features)}", num_compat)
     named = [("gaussian_compat", gaussian_compat), ("bilateral_compat", bilateral_compat)]
     terms = [(name, value) for name, value in named if value is not None]
     terms += [(f"features_compat[{index}]", value) for index, value in enumerate(features_compat)]
@@ -217,6 +224,9 @@ def _flat_compat(terms: list[tuple[str, object]], probabilities: Tensor) -> tupl
             wrong_value("dense_crf", name, expected, shape_text(table.shape))
         if not table.isfinite().all():
             wrong_value("dense_crf", name, "finite numbers", table[~table.isfinite()].flatten()[0].item())
+        if (table.abs() > LARGEST_COMPAT).any():
+            largest = table.flatten()[table.abs().argmax()].item()
+            wrong_value("dense_crf", name, "numbers within the range of float32", largest)
         flat += table.reshape(-1).tolist()
         ranks.append(table.dim())
     return flat, ranks
@@ -230,6 +240,8 @@ def _compat_table(name: str, value: object) -> Tensor:
             wrong_type("dense_crf", name, "numbers, or rows of them of one length", kind_text(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=torch.float64)
+    if not isinstance(value, (np.ndarray, Tensor)) and not hasattr(value, "__dlpack__"):
+        wrong_type("dense_crf", name, "a number, or a list or an array of them", kind_text(value))
     tensor = as_tensor("dense_crf", name, value)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         wrong_type("dense_crf", name, "real numbers", str(tensor.dtype).removeprefix("torch."))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from . import _ops  # noqa: F401  (registers torch.ops.ovs_kernels)
 from ._arrays import accepts_arrays
-from ._ops.metrics import check_ignore_label
 
 
 @accepts_arrays("prediction", "target")
@@ -61,7 +61,6 @@ def confusion_matrix(
         >>> ovs_kernels.confusion_matrix(prediction, target, 2).tolist()
         [[1, 1], [0, 1]]
     """
-    check_ignore_label("confusion_matrix", ignore_label)
     return torch.ops.ovs_kernels.confusion_matrix(
         prediction, target, num_classes, ignore_label, reduce_zero_label, others
     )
@@ -121,5 +120,4 @@ def boundary_iou(
         >>> ovs_kernels.boundary_iou(target, target, 1).tolist()      # d = 1: a ring of 16 pixels
         [[16], [16], [16]]
     """
-    check_ignore_label("boundary_iou", ignore_label)
     return torch.ops.ovs_kernels.boundary_iou(prediction, target, num_classes, ignore_label, reduce_zero_label, ratio)

@@ -124,6 +124,36 @@ def test_forked_processes_have_one_thread(tmp_path, inputs):
     assert result.stdout == f"{total} {{{total}}} {{2}}\n"
 
 
+LATE = """
+import multiprocessing, sys
+import torch
+
+def work(seed):
+    from ovs_kernels.compat.pydensecrf import densecrf
+    made = densecrf.DenseCRF2D(90, 80, 3)
+    made.setUnaryEnergy(torch.rand(3, 7200).numpy())
+    made.addPairwiseGaussian(3, 3)
+    return round(float(made.inference(2).sum())), torch.get_num_threads()
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    torch.rand(1000, 1000).softmax(0)
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(pool.map_async(work, [0]).get(60)[0], "ovs_kernels" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_imported_in_a_process_of_a_pool(tmp_path, start_method):
+    """The parent has had threads and does not know of us."""
+    (tmp_path / "late.py").write_text(LATE)
+    result = run("late.py", start_method, cwd=tmp_path, module=None)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("(7200, ")
+    assert result.stdout.endswith("False\n")
+
+
 def test_patch_in_a_process(tmp_path, inputs):
     """The call and the context manager in the middle of somebody's program."""
     (tmp_path / "segment.py").write_text(SEGMENT)

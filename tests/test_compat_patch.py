@@ -1,6 +1,8 @@
 """`ovs_kernels.compat.patch`: before and after import, without the original, errors, undo."""
 
+import copy
 import importlib
+import io
 import logging
 import sys
 import threading
@@ -162,6 +164,12 @@ def test_other_defaults_are_kept(codebase):
         assert (ours.num_iter, ours.aff_m.dilations) == (10, (1, 2, 4))
         torch.testing.assert_close(ours(x, mask), original(x, mask), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(source.PAMR(3, [2])(x, mask), PAMR(3, [2])(x, mask), rtol=0, atol=0)
+        file = io.BytesIO()
+        torch.save(ours, file)
+        again = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        assert type(again) is PAMR
+        assert torch.equal(again(x, mask), ours(x, mask))
+        assert torch.equal(copy.deepcopy(ours)(x, mask), ours(x, mask))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +307,19 @@ def test_imported_before(codebase, farm):
         names = {str(line).split(" -> ")[0] for line in handle.replaced}
         assert names == {"farm", "farm.barn", "user.farm", "user.shed", "user.milk", "user.Animal"}
     assert snapshot(user, original, barn) == before
+
+
+def test_subclasses_that_are_replaced_too_are_not_left_alone(codebase, farm):
+    farm.barn.Calf = type("Calf", (farm.barn.Cow,), {})
+    farm.barn.__all__.append("Calf")
+    codebase(
+        farm__barn=BARN + "class Calf(Cow):\n    pass\n",
+        farm__hay="",
+        user="import farm.barn\nclass Mine(farm.barn.Calf):\n    pass\n",
+    )
+    importlib.import_module("user")
+    with compat.patch("farm") as handle:
+        assert [refusal.original for refusal in handle.left_alone] == ["user.Mine"]
 
 
 def test_imported_later_instead_of_what_is_installed(codebase, farm):

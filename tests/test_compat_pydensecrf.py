@@ -92,6 +92,25 @@ def test_a_picture_against_the_installed_package(real):
     np.testing.assert_allclose(results[0], results[1], atol=1e-3)
 
 
+def test_what_fills_the_last_group_of_four_of_the_installed_package(real):
+    """It takes points four at a time; what fills the last group lies at the origin, and has vertices."""
+    count = 41
+    given = 0.6 * cases.features(5, count) - np.float32(0.3)
+    unary = cases.energies(C, count)
+    results = []
+    for dcrf in (real[0], densecrf):
+        made = dcrf.DenseCRF(count, C)
+        made.setUnaryEnergy(unary)
+        made.addPairwiseEnergy(given, 3)
+        results.append(np.array(made.inference(3)).T)
+    points = given.T.astype(np.float64)
+    for filled, found in zip((np.concatenate((points, np.zeros((3, 5)))), points), results, strict=True):
+        kernel = normalized(Lattice(filled).matrix()[:count, :count])
+        expected = mean_field(unary.T.astype(np.float64), [kernel], [potts(3.0, C)], 3)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(results[0] - results[1]).max() > 1e-3
+
+
 def test_names_and_defaults_of_the_installed_package(real):
     for theirs, ours in zip(real, (densecrf, utils), strict=True):
         names = [name for name in vars(theirs) if not name.startswith("_") and name not in ("Number", "np", "warning")]
@@ -314,6 +333,25 @@ def test_values_that_are_refused(call, expected):
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
     np.testing.assert_array_equal(before, made.inference(2))
+
+
+def test_matrices_that_numpy_has_changed():
+    """Methods of arrays make matrices that pydensecrf's cannot be."""
+    made = literal_crf()
+    q, one, two = made.startInference()
+    locked = q.copy()
+    locked.flags.writeable = False
+    for wrong, words in (
+        (q.astype(np.float64), "expected float32, got float64"),
+        (locked, "expected a matrix that can be written, got a read-only one"),
+        (q[:, ::-1], "expected a matrix without negative strides, got strides"),
+    ):
+        for op, call in (
+            ("klDivergence", lambda wrong=wrong: made.klDivergence(wrong)),
+            ("stepInference", lambda wrong=wrong: made.stepInference(wrong, one, two)),
+        ):
+            with pytest.raises(ValueError, match=f"^{op}: Q: {words}"):
+                call()
 
 
 def test_kinds_that_are_refused():

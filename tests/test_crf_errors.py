@@ -1,5 +1,7 @@
 """`dense_crf` and `permutohedral_filter`: bad input, text by text, and what is odd but legal."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ VALUE_ERRORS = [
     ({"clip": 0.0}, "clip: expected a number in [1.18e-38, 1], got 0.0"),
     ({"clip": 1.5}, "clip: expected a number in [1.18e-38, 1], got 1.5"),
     ({"clip": 1e-45}, "clip: expected a number in [1.18e-38, 1], got 1e-45"),
-    ({"gaussian_compat": 1e39}, "compat: expected numbers within the range of float32, got 1e+39"),
+    ({"gaussian_compat": 1e39}, "gaussian_compat: expected numbers within the range of float32, got 1e+39"),
     ({"features": [torch.rand(1, 4, 5)]}, "features_compat: expected one for each of features, 1, got 0"),
     (
         {"features": [torch.rand(1, 5, 5)], "features_compat": [1.0]},
@@ -56,16 +58,16 @@ VALUE_ERRORS = [
     ),
     (
         {"gaussian_sxy": 1e-4},
-        "gaussian_sxy: expected a standard deviation of at least 0.000303 for this image and 16-bit lattice, got "
+        "gaussian_sxy: expected a standard deviation of at least 0.000304 for this image and 16-bit lattice, got "
         "0.0001",
     ),
     (
         {"bilateral_srgb": 0.01},
-        "bilateral_srgb: expected a standard deviation of at least 0.0348 for this image and 16-bit lattice, got 0.01",
+        "bilateral_srgb: expected a standard deviation of at least 0.0349 for this image and 16-bit lattice, got 0.01",
     ),
     (  # 39,999 steps of sqrt(3), and 32,758 places for them
         {"image": torch.rand(3, 1, 40000), "probabilities": torch.rand(2, 1, 40000), "gaussian_sxy": 1.0},
-        "gaussian_sxy: expected a standard deviation of at least 2.11 for this image and 16-bit lattice, got 1.0",
+        "gaussian_sxy: expected a standard deviation of at least 2.12 for this image and 16-bit lattice, got 1.0",
     ),
     (
         {"probabilities": torch.rand(0, 4, 5), "labels": True},
@@ -88,9 +90,14 @@ TYPE_ERRORS = [
     ),
     (
         {"bilateral_compat": True},
-        "bilateral_compat: expected a torch tensor, a numpy array or a CUDA array with __dlpack__, got bool",
+        "bilateral_compat: expected a number, or a list or an array of them, got bool",
     ),
     ({"labels": 1}, "labels: expected True or False, got int"),
+    ({"features": IMAGE, "features_compat": [1.0]}, "features: expected a list of [F, H, W] arrays, got torch.Tensor"),
+    (
+        {"features": [IMAGE], "features_compat": 1.0},
+        "features_compat: expected a list, one for each of features, got float",
+    ),
 ]
 
 
@@ -266,6 +273,27 @@ def test_image_up_to_the_end_of_the_keys(device, to_device):
     lattice = Lattice(position_features(4, 5, 1.001 * smallest))
     rows = mean_field(energies_of(probabilities), [normalized(lattice.matrix())], [potts(2.0, 3)], 2)
     assert_close_rel(result, as_maps(rows, 4, 5), SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("small", "refusals"),
+    [
+        ({"gaussian_sxy": 1e-4}, 1),
+        ({"gaussian_sxy": (1.0, 1e-5)}, 1),
+        ({"bilateral_sxy": 1e-3, "bilateral_srgb": 1.0}, 1),  # the colours take their share
+        ({"bilateral_sxy": 50.0, "bilateral_srgb": 0.01}, 1),
+        ({"bilateral_sxy": 1e-9, "bilateral_srgb": 1e-9}, 2),
+    ],
+)
+def test_the_standard_deviation_that_is_asked_for_is_taken(small, refusals):
+    image, probabilities, options = torch.rand(3, 30, 41), torch.full((2, 30, 41), 0.5), dict(small)
+    for _ in range(refusals):
+        with pytest.raises(ValueError, match="expected a standard deviation of at least") as error:
+            dense_crf(image, probabilities, iterations=0, **options)
+        name, least = re.search(r"^dense_crf: (\w+): .* at least (\S+) for", str(error.value)).groups()
+        given = options[name] if isinstance(options[name], tuple) else (options[name],)
+        options[name] = tuple(max(value, float(least)) for value in given) if len(given) > 1 else float(least)
+    dense_crf(image, probabilities, iterations=0, **options)
 
 
 def test_point_beyond_the_lattice_is_alone(device, to_device):

@@ -77,6 +77,8 @@ def test_ignore_label(function):
     refused(TypeError, "ignore_label: expected an integer or None, got float", function, *maps, 3, ignore_label=2.0)
     text = "ignore_label: expected an integer in [-9223372036854775808, 9223372036854775807], got 9223372036854775808"
     refused(ValueError, text, function, *maps, 3, ignore_label=2**63)
+    text = f"num_classes: expected an integer in [{-(2**63)}, {2**63 - 1}], got {2**70}"
+    refused(ValueError, text, function, *maps, 2**70)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.02, float("nan"), float("inf")])

@@ -89,6 +89,36 @@ def _check_points(op: str, name: str, num_points: int, num_features: int, shape)
         wrong_value(op, name, f"at most {most} points of {num_features} features", shape_text(shape))
 
 
+def needed_scale(names: list[str], scales: list[float], largest: list[float]) -> tuple[int, float] | None:
+    """Whether the keys of vertices suffice for features from 0 to `largest`, divided by `scales`.
+
+    Returns:
+        None if they do, else the place of the scale that is to blame, and the least number, rounded up to three
+        digits, for all of that name. Where other names alone are too much it is the least without them.
+    """
+
+    def outside(least: float, name: str, alone: bool) -> bool:
+        spans = [
+            top / (max(abs(scale), least) if other == name else math.inf if alone else abs(scale))
+            for top, scale, other in zip(largest, scales, names, strict=True)
+        ]
+        return reference.lattice_reach(spans) > reference.largest_position(len(spans))
+
+    if not outside(0.0, "", False):
+        return None
+    spans = [top / abs(scale) for top, scale in zip(largest, scales, strict=True)]
+    worst = spans.index(max(spans))
+    alone = outside(math.inf, names[worst], False)
+    low, high = abs(scales[worst]), abs(scales[worst])
+    while outside(high, names[worst], alone):
+        high *= 2
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if outside(middle, names[worst], alone) else (low, middle)
+    unit = 10.0 ** (math.floor(math.log10(high)) - 2)
+    return worst, math.ceil(high / unit) * unit
+
+
 def _check_scales(names: list[str], scales: list[float], largest: list[float]) -> list[float] | None:
     """Positive standard deviations of the features 0 .. `largest`, for which the keys of vertices suffice."""
     if not scales:
@@ -97,11 +127,10 @@ def _check_scales(names: list[str], scales: list[float], largest: list[float]) -
         wrong_value(NAME, names[0], f"{len(names)} standard deviations", len(scales))
     for name, scale in zip(names, scales, strict=True):
         expect_positive(NAME, name, scale)
-    spans = [top / scale for top, scale in zip(largest, scales, strict=True)]
-    share = reference.lattice_reach(spans) / reference.largest_position(len(spans))
-    if share > 1:
-        worst = spans.index(max(spans))
-        expected = f"a standard deviation of at least {scales[worst] * share:.3g} for this image and 16-bit lattice"
+    found = needed_scale(names, scales, largest)
+    if found is not None:
+        worst, needed = found
+        expected = f"a standard deviation of at least {needed:.3g} for this image and 16-bit lattice"
         wrong_value(NAME, names[worst], expected, scales[worst])
     return list(scales)
 

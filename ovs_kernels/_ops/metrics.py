@@ -57,12 +57,6 @@ class Plan:
         return labels if self.batched else labels[None]
 
 
-def check_ignore_label(op: str, ignore_label: int | None) -> None:
-    """Before the call of the operator, whose schema has 64 bits for it and no words."""
-    if ignore_label is not None:
-        expect_integer(op, "ignore_label", ignore_label, -(2**63), 2**63 - 1)
-
-
 def _plan(op, prediction, target, num_classes, most_classes, ignore_label, reduce_zero_label) -> Plan:
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.dtype not in LABELS:

@@ -206,6 +206,8 @@ class Patch:
                     self._change(vars(module), key, ours, Replacement(f"{module_name}.{key}", by))
         for original, _, _ in substitutes:
             for subclass in _subclasses(original):
+                if id(subclass) in known:
+                    continue
                 name = f"{subclass.__module__}.{subclass.__qualname__}"
                 self.left_alone.append(Refusal(name, f"a subclass of {original.__name__} made before"))
 

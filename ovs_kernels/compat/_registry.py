@@ -101,7 +101,11 @@ def adapt_pamr(original: type, ours: type) -> type:
     def init(self, num_iter=num_iter, dilations=dilations):
         ours.__init__(self, num_iter, dilations)
 
-    return type(ours.__name__, (ours,), {"__init__": init, "__module__": ours.__module__, "__doc__": ours.__doc__})
+    def reduce(self, _protocol):  # pickle finds ours under this name
+        return object.__new__, (ours,), self.__dict__
+
+    attributes = {"__init__": init, "__reduce_ex__": reduce, "__module__": ours.__module__, "__doc__": ours.__doc__}
+    return type(ours.__name__, (ours,), attributes)
 
 
 def adapt_lposs(original: object, ours: Callable) -> Callable:

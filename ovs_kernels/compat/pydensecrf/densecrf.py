@@ -6,7 +6,8 @@ is first needed and kept. Computed on the CPU, with `torch.get_num_threads()` th
 What differs from pydensecrf: wrong sizes, standard deviations of zero, labels and compatibilities that do not fit raise
 ValueError where it crashes or reads memory that is not its own; so do features beyond the lattice's 16-bit coordinates,
 more than 16 features, and NaN in features. An energy that is NaN or infinite counts as 1e30 with its sign, where NaN
-would spread over the image. Classes can be derived from.
+would spread over the image. Where the number of variables is no multiple of 4, pydensecrf's lattices also have the
+vertices at the origin of the features, which ours have only if a variable lies there. Classes can be derived from.
 """
 
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..._checks import kind_text, shape_text, wrong_type, wrong_value
-from ..._ops.crf import MAX_FEATURES
+from ..._ops.crf import MAX_FEATURES, needed_scale
 from ..._ops.crf_filter import LatticeFilter
 from ...crf import dense_crf
-from ...reference.crf import LARGEST_ENERGY, largest_position, lattice_positions, lattice_reach
+from ...reference.crf import LARGEST_ENERGY, largest_position, lattice_positions
 from . import eigen
 from ._arguments import array, choice, compatibility, extent, integer, scales
 from ._fork import one_thread_after_fork
@@ -307,6 +308,13 @@ class DenseCRF:
         if matrix.shape != (self._num_labels, self._num_points):
             expected = f"[C, N] with C={self._num_labels} labels, N={self._num_points} variables"
             wrong_value(op, "Q", expected, shape_text(matrix.shape))
+        # pydensecrf's have no methods that could make others.
+        if matrix.dtype != np.float32:
+            wrong_value(op, "Q", "float32", matrix.dtype)
+        if not matrix.flags.writeable:
+            wrong_value(op, "Q", "a matrix that can be written", "a read-only one")
+        if matrix.size > 0 and min(matrix.strides) < 0:
+            wrong_value(op, "Q", "a matrix without negative strides", f"strides {matrix.strides}")
         return torch.from_numpy(matrix.view(np.ndarray).T)
 
 
@@ -356,12 +364,10 @@ class DenseCRF2D(DenseCRF):
 
     def _add_grid(self, op: str, term: _Term, kernel: int) -> None:
         """Adds a term over positions, if the image stays within the lattice."""
-        spans = [max(self._width - 1, 0), max(self._height - 1, 0), 255, 255, 255]
-        corners = [0 if np.isinf(scale) else span / abs(scale) for span, scale in zip(spans, term.scales, strict=False)]
-        share = lattice_reach(corners) / largest_position(len(corners))
-        if share > 1:
-            worst = corners.index(max(corners))
-            needed = abs(term.scales[worst]) * share
+        largest = [max(self._width - 1, 0), max(self._height - 1, 0), 255, 255, 255][: len(term.scales)]
+        found = needed_scale(["sxy", "sxy", "srgb", "srgb", "srgb"][: len(term.scales)], term.scales, largest)
+        if found is not None:
+            worst, needed = found
             expected = f"a standard deviation of at least {needed:.3g} for this image and a lattice of 16 bits"
             wrong_value(op, "sxy" if worst < 2 else "srgb", expected, term.scales[worst])
         if min(term.scales) < 0 or max(term.scales) == np.inf:  # dense_crf has no such terms: as features
