@@ -385,7 +385,7 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
         if Path(argument).is_dir() and Path(argument).resolve() == options.out.resolve():
             raise UserError("--out", "another folder than that of the images", options.out)
     if options.panels is not None:
-        check_out_folder(options.panels)
+        check_out_folder(options.panels, "--save-panels")
     stems = output_stems(images)
     outputs = {path: OutputPaths.of(options.out, stem, panels=options.panels) for path, stem in stems.items()}
     inputs = images + [path for exemplar in options.exemplars for path in (exemplar.image, exemplar.mask)]

@@ -213,9 +213,9 @@ class _EvaluateProgress(Progress):
 
     def _plan(self, todo: int, before: int, missing: tuple[str, ...]) -> None:
         self._total, self.before = todo, before
-        for path in missing[:5]:
+        for path in missing[:5] if not self._quiet else ():
             print(f"ovs evaluate: note: no partner: {path}", file=sys.stderr)
-        if len(missing) > 5:
+        if len(missing) > 5 and not self._quiet:
             print(f"ovs evaluate: note: and {len(missing) - 5} other files without a partner", file=sys.stderr)
         if before and todo and not self._quiet:
             print(f"{before} images were done before, {todo} are left", flush=True)
@@ -326,6 +326,6 @@ def _report(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
         print(f"{document['images']} images, {failed} could not be used, {len(document['missing'])} without a partner")
         print(f"per image: {spent[OVERHEAD]:.1f} ms {OVERHEAD}, {spent[READING]:.1f} ms {READING}")
         print(f"wrote {arguments.out / 'results.json'}, {arguments.out / 'results.csv'}")
-    if document["failed"] and not arguments.quiet:
+    if document["failed"] and not arguments.quiet and arguments.merge is None:
         print("the same command tries the images again that could not be used")
     return SOME_FAILED if document["failed"] else OK
