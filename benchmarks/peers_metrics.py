@@ -19,7 +19,7 @@ def missing(*modules: str) -> str | None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # the second by a torchvision for another torch
             return f"{module} cannot be imported ({error})"
     return None
 

@@ -1,5 +1,7 @@
 """`confusion_matrix` and `boundary_iou`: every backend against numbers by hand, loops and erosions class by class."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from metrics_inputs import (
     label_maps,
     strewn,
 )
+from ovs_methods.backbones.weights import import_models
 
-from ovs_kernels import boundary_iou, confusion_matrix
+from ovs_kernels import _native, boundary_iou, confusion_matrix
 from ovs_kernels._ops.metrics import boundary_distance
 
 # name -> (shape, low, high, cell, noise, classes): around words of 8 keys, rows of different kinds, many and few runs
@@ -127,6 +130,21 @@ def test_every_instruction_set(isa):
             assert_counts(boundary_iou(*maps, num_classes, reduce_zero_label=True, ratio=0.05), eroded)
 
 
+def test_baseline(emulated_module, monkeypatch):
+    # The level of other processors than x86-64, which finds changes in words of 64 bits. The emulated module has it.
+    if emulated_module.build_info()["isa_levels"] != "baseline":
+        pytest.skip("the emulated module has the levels of x86-64")
+    monkeypatch.setattr(_native, "_load", lambda: (emulated_module, None))
+    monkeypatch.setattr(_native, "isa_levels", lambda: ["baseline"])
+    for name in MAPS:
+        prediction, target, num_classes = case(name)
+        maps = as_tensors(prediction, target)
+        expected = counted_one_by_one(prediction, target, num_classes)
+        assert_counts(confusion_matrix(*maps, num_classes, others=True), expected)
+        expected = eroded_class_by_class(prediction, target, num_classes, ratio=0.05)
+        assert_counts(boundary_iou(*maps, num_classes, ratio=0.05), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(device, to_device, dtype):
     # Every value of the small types, and the ends of the others.
@@ -178,7 +196,10 @@ def test_any_number_of_threads(num_threads, threads):
 
 
 def test_agrees_with_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is not installed")
+    if importlib.util.find_spec("torchmetrics") is None:
+        pytest.skip("torchmetrics is not installed")
+    # It imports torchvision where it finds it, whose compiled half may be for another torch.
+    functional = import_models("torchmetrics", "this test").functional.classification
     prediction, target = label_maps(60, 81, high=19, cell=9)
     target = strewn(target, 255, 0.01)
     maps = as_tensors(prediction, target)

@@ -13,7 +13,7 @@ namespace {
 
 // Threads that are worth waking for so many numbers.
 inline int useful_threads(int threads, int64_t numbers) {
-    constexpr int64_t kNumbersOfThread = 1 << 15;
+    constexpr int64_t kNumbersOfThread = 1 << 16;
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, numbers / kNumbersOfThread)));
 }
 

@@ -171,7 +171,7 @@ private:
         using V = typename Block::V;
         const int axes = p_.num_axes;
         if (axes > 0) {
-            V columns;
+            V columns = {};
             for (int k = 0; k < Block::kLanes; ++k) columns[k] = static_cast<double>(x + k);
             features[0] = columns / p_.scales[0];
             features[kD > 1 ? 1 : 0] = V{} + static_cast<double>(y) / p_.scales[1];

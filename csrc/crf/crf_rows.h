@@ -208,31 +208,43 @@ public:
 private:
     using R = Rows<T>;
 
-    void add_parts(int64_t begin, int64_t end) const {
+    // Calls fn(Count<vectors>, Count<pitch>, first class) for the tiles of a row; a pitch of one tile is known
+    // beforehand, other ones are given as 0.
+    template <class Fn>
+    OVS_INLINE void for_each_tile(const Fn& fn) const {
         R::for_each_tile(pitch_, [&](auto tile, int64_t c) {
+            constexpr int kPitch = decltype(tile)::value * R::kLanes;
+            if (pitch_ == kPitch) return fn(tile, Count<kPitch>{}, 0);
+            fn(tile, Count<0>{}, c);
+        });
+    }
+
+    void add_parts(int64_t begin, int64_t end) const {
+        for_each_tile([&](auto tile, auto known, int64_t c) OVS_INLINE_LAMBDA {
+            const int64_t pitch = decltype(known)::value > 0 ? decltype(known)::value : pitch_;
             constexpr int kTile = decltype(tile)::value;
             for (int64_t v = begin; v < end; ++v) {
                 typename R::V sum[kTile] = {};
                 for (int32_t e = lattice_.starts[v]; e < lattice_.starts[v + 1]; ++e) {
-                    R::add_row(sum, T(1), s_.parts + lattice_.rows[e] * pitch_ + c);
+                    R::add_row(sum, T(1), s_.parts + lattice_.rows[e] * pitch + c);
                 }
-                R::store_row(s_.at + v * pitch_ + c, sum);
+                R::store_row(s_.at + v * pitch + c, sum);
             }
         });
     }
 
     void blur(const int32_t* pairs, const T* in, T* out, int64_t begin, int64_t end) const {
-        R::for_each_tile(pitch_, [&](auto tile, int64_t c) {
+        for_each_tile([&](auto tile, auto known, int64_t c) OVS_INLINE_LAMBDA {
+            const int64_t pitch = decltype(known)::value > 0 ? decltype(known)::value : pitch_;
             constexpr int kTile = decltype(tile)::value;
             for (int64_t v = begin; v < end; ++v) {
-                typename R::V sum[kTile] = {};
-                R::add_row(sum, T(1), in + pairs[2 * v] * pitch_ + c);
-                R::add_row(sum, T(1), in + pairs[2 * v + 1] * pitch_ + c);
+                const T *const forward = in + pairs[2 * v] * pitch + c, *const back = in + pairs[2 * v + 1] * pitch + c;
+                const T* const here = in + v * pitch + c;
                 OVS_UNROLL
-                for (int k = 0; k < kTile; ++k) {
-                    sum[k] = load<typename R::V>(in + v * pitch_ + c + k * R::kLanes) + T(0.5) * sum[k];
+                for (int k = 0; k < kTile * R::kLanes; k += R::kLanes) {
+                    const auto sum = load<typename R::V>(forward + k) + load<typename R::V>(back + k);
+                    store(out + v * pitch + c + k, load<typename R::V>(here + k) + T(0.5) * sum);
                 }
-                R::store_row(out + v * pitch_ + c, sum);
             }
         });
     }

@@ -102,7 +102,7 @@ struct PamrGrid {
             kept = kept && (some.kept || set == 0);
         }
         edge_levels = row_sets() > 1 ? std::min(p.num_iter, together * levels) : 0;
-        const int64_t class_bytes = rings * rows(row_sets() - 1).ring_rows * pitch * static_cast<int64_t>(sizeof(T));
+        const int64_t class_bytes = levels * rows(row_sets() - 1).ring_rows * pitch * static_cast<int64_t>(sizeof(T));
         const int64_t fitting =
             std::max(kChunkClasses, (kept ? kRingBytes : kWideRingBytes) / std::max<int64_t>(class_bytes, 1));
         // Two chunks per worker at least where they make their own weights, so that all rings together stay below half
