@@ -30,7 +30,7 @@ class Choices:
 
     Attributes:
         split: part of the data set; None is its validation set.
-        images: folder of the photos, relative to the root; of `folder` only, as the following.
+        images: folder of the photos, relative to the root; of the kind `folder` only, as the following but `ignored`.
         masks: folder of the masks.
         mask_suffix: end of the masks' file names, as _mask.png.
         class_list: file of the classes.
