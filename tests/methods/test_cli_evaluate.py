@@ -343,6 +343,15 @@ def test_window_study_and_exemplars(evaluate, tmp_path, mine, clip_folder, chels
         assert counts(out)["coarse"] == method["counts"]
 
 
+def test_the_command_offers_what_there_is():
+    from ovs_methods import data, methods
+    from ovs_methods.cli import evaluate as command
+    from ovs_methods.cli import segment
+
+    assert command._KINDS == data.KINDS
+    assert set(segment.METHODS) == {*methods.METHODS, "floss", methods.PNP}
+
+
 def test_what_cannot_be_used_is_one_line(evaluate, tmp_path, mine):
     kind = ["--dataset", mine.root, "--kind", "folder"]
     oracle = [*kind, "--oracle", "patch"]
@@ -482,6 +491,37 @@ def test_papers_do_not_speak_for_other_settings(voc, tmp_path):
     assert [number("dslo-mv", **changed) for changed in others] == [None] * 3
     assert (number("naclip"), number("naclip", recipe={"pamr": True})) == (79.7, 83.03)
     assert number("proxyclip", recipe={"pamr": True}) is None
+
+
+def test_floss_is_what_segment_writes(evaluate, tmp_path, mine, clip_folder):
+    """A ranking of the class names: the labels are in the data set's order, whatever the ranking's is."""
+    rows = {"cup": (3, 9), "background": (5, 2), "cat": (70, 11)}
+    ranked = {
+        name: {
+            "entropy_ranking": [
+                {"template_id": template, "entropy": 0.1 * (rank + 1), "pixel_percentage": 5.0}
+                for rank, template in enumerate(templates)
+            ]
+        }
+        for name, templates in rows.items()
+    }
+    (tmp_path / "ranking.json").write_text(json.dumps({"model": "maskclip", "dataset": "mine", "classes": ranked}))
+    (mine.root / "classes.txt").write_text("background\ncat\ncup\n")
+    chosen = ["--method", "floss", "--experts", tmp_path / "ranking.json", "--backbone", f"local-dir:{clip_folder}"]
+    chosen += ["--size", "64", "--windows", "none", "--threads", "1", "--quiet"]
+    where = ["--dataset", mine.root, "--kind", "folder", "--limit", "3"]
+    assert evaluate(*where, *chosen, "--out", tmp_path / "out")[:2] == (0, "")
+    names = list(mine.masks)[:3]
+    photos = [mine.root / "images" / f"{name}.jpg" for name in names]
+    command = [*photos, "--classes", "background, cat, cup", *chosen, "--resize", "sampled", "--out", tmp_path / "made"]
+    assert main(["segment", *map(str, command)]) == 0
+    pairs = []
+    for name in names:
+        with Image.open(tmp_path / "made" / f"{name}_labels.png") as file:
+            pairs.append((np.asarray(file), mine.masks[name]))
+    assert len({value for labels, _ in pairs for value in np.unique(labels).tolist()}) > 1
+    found = [entry["iou"] for entry in results(tmp_path / "out")["methods"][0]["classes"]]
+    np.testing.assert_allclose(found, iou_of(pairs, range(3)), atol=1e-4)
 
 
 def test_pnp_ovss_on_one_class_and_a_background_with_other_names(mine):
