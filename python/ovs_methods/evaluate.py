@@ -260,7 +260,8 @@ def _check_panels(options: EvaluateOptions, dataset: Dataset, items: Sequence[It
     check_out_folder(_panel_path(options, "any").parent, option)
     inputs = {path.parent.resolve() for item in dataset.items for path in (item.image, item.mask)}
     for folder in dict.fromkeys(_panel_path(options, item.name).parent for item in items):
-        if folder.resolve() in inputs:
+        place = folder.resolve()
+        if not inputs.isdisjoint((place, *place.parents)):
             raise UserError(option, "another folder than those of the photos and masks", folder)
 
 

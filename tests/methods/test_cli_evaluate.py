@@ -382,6 +382,7 @@ def test_what_cannot_be_used_is_one_line(evaluate, tmp_path, mine):
         ([*kind, "--method", "coarse", "--top", "3"], "--top: expected --method floss with it"),
         (["--dataset", mine.root, "--kind", "voc20", "--images", "x"], "--images: expected --kind folder with it"),
         ([*oracle, "--save-panels", mine.root / "masks"], "--save-panels: expected another folder than those of the"),
+        ([*oracle, "--save-panels", mine.root / "images" / "new"], "--save-panels: expected another folder than those"),
         ([*oracle, "--save-panels", tmp_path / "file"], "--save-panels: expected a folder, got the file"),
         ([*oracle, "--boundary-ratio", "0"], "--boundary-ratio: expected a positive number, got 0.0"),
         ([*oracle, "--boundary-ratio", "nan"], "--boundary-ratio: expected a positive number, got nan"),

@@ -125,3 +125,5 @@ def test_segment_saves_panels_and_knows_when_they_are_there(ovs, tmp_path, chels
         assert file.width > 2 * 400
     assert "done before" in ovs(*command, "--save-panels", "pictures").stdout
     assert json.loads((tmp_path / "out" / "chelsea.json").read_text())["image"] == "chelsea.png"
+    (tmp_path / "file").write_text("")
+    assert "error: --save-panels: expected a folder, got the file" in ovs(*command, "--save-panels", "file").stderr
