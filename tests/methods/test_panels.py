@@ -82,6 +82,9 @@ def test_a_panel_has_a_picture_for_everything(photo):
     assert many.height > 2 * made.height
     small = comparison(photo.resize((40, 20)), [Column("m", np.zeros((20, 40), int))], NAMES)
     assert small.width > 400  # readable all the same
+    strip = np.zeros((3000, 20), int)
+    tall = comparison(photo.resize((20, 3000)), [Column("m", strip)], NAMES, target=strip)
+    assert tall.height < 3000  # two rows of pictures
 
 
 def test_names_stand_inside_their_regions(photo):
