@@ -19,7 +19,7 @@ template <class V>
 OVS_INLINE V log_positive(const V& x) {
     constexpr int kLanes = sizeof(V) / sizeof(x[0]);
     if constexpr (sizeof(x[0]) == 8) {
-        V out;
+        V out = {};
         for (int k = 0; k < kLanes; ++k) out[k] = __builtin_log(x[k]);
         return out;
     } else {
