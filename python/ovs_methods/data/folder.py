@@ -99,7 +99,8 @@ def read_class_list(path: Path, reduce_zero: bool = False, ignored: tuple[int, .
         The classes.
 
     Raises:
-        UserError: the file cannot be read, has no class, or has a name, label or colour twice.
+        UserError: the file cannot be read, has no class, an empty line between others, a name, label or colour twice,
+            or a class with the label 255 or 0 that `ignored` or `reduce_zero` leaves out.
     """
     if not path.is_file():
         raise UserError("--class-list", "a file with a class per line", f"nothing at {path}")
