@@ -246,6 +246,25 @@ def _pick(options: EvaluateOptions, dataset: Dataset) -> list[Item]:
     return picked
 
 
+def _panel_path(options: EvaluateOptions, name: str) -> Path:
+    """Where the picture of an image goes; images in subfolders of the data set have theirs in subfolders."""
+    folder = options.out / "panels" if isinstance(options.panels, int) else options.panels
+    return folder / f"{name}.png"
+
+
+def _check_panels(options: EvaluateOptions, dataset: Dataset, items: Sequence[Item]) -> None:
+    """No picture may replace a photo or a mask, or become one of the next run."""
+    if options.panels is None:
+        return
+    option = "--out" if isinstance(options.panels, int) else "--save-panels"
+    check_out_folder(_panel_path(options, "any").parent, option)
+    inputs = {path.parent.resolve() for item in dataset.items for path in (item.image, item.mask)}
+    for folder in dict.fromkeys(_panel_path(options, item.name).parent for item in items):
+        place = folder.resolve()
+        if not inputs.isdisjoint((place, *place.parents)):
+            raise UserError(option, "another folder than those of the photos and masks", folder)
+
+
 def _check_strict(options: EvaluateOptions, dataset: Dataset) -> None:
     if options.strict and dataset.missing:
         more = f" and {len(dataset.missing) - 1} others" if len(dataset.missing) > 1 else ""
@@ -328,6 +347,7 @@ def evaluate(options: EvaluateOptions, watch: Watcher | None = None) -> Outcome:
     )
     empty = [new_metrics(options, dataset) for _ in runs]
     check_out_folder(options.out)
+    _check_panels(options, dataset, items)
     settings = {**settings_of(options, dataset, runs), "shard": list(options.shard)}
     document = _complete(options, settings)
     if document is not None:
@@ -413,7 +433,6 @@ def _save_panel(
         return
     from .panels import Column, comparison, save_panel
 
-    folder = options.out / "panels" if isinstance(options.panels, int) else options.panels
     columns = [
         Column(run.label, part, f"mIoU {count.scores().miou:.1f} on this photo")
         for run, part, count in zip(runs, labels, counts, strict=True)
@@ -421,7 +440,7 @@ def _save_panel(
     picture = comparison(
         read.photo, columns, dataset.classes, target=read.target, ignore=dataset.rule.ignore, title=read.item.name
     )
-    path = folder / f"{read.item.name.replace('/', '_')}.png"
+    path = _panel_path(options, read.item.name)
     try:
         save_panel(path, picture)
     except OSError as error:

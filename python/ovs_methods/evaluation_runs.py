@@ -10,8 +10,8 @@ import numpy as np
 from .data import WORDS, Dataset, Published, published_numbers, published_rules, query_words, read_class_list
 from .errors import UserError
 from .images import open_image
-from .methods import METHODS, PNP, RECIPES
-from .options import SegmentOptions, check_method, check_vocabulary
+from .methods import FUSIONS, METHODS, PNP, RECIPES
+from .options import TOP, SegmentOptions, check_method, check_vocabulary
 from .options_pnp import UNCOVERED, pnp_classes
 from .vocabulary import Exemplar, parse_classes
 from .windows import ENSEMBLE
@@ -176,9 +176,12 @@ def plan_runs(
 def _uncovered(dataset: Dataset, classes: str, style: str) -> dict[str, str]:
     """PnP-OVSS has no words for a background: it is what no class's map covers."""
     if dataset.background == 0:
-        names = list(parse_classes(classes).items())
+        names = list(parse_classes(classes, least=1).items())
         names = names[1:] if names[0][0].lower() == "background" else names
         return {"classes": ", ".join("; ".join(words) for _, words in names), "background": UNCOVERED}
+    if style == "pnp" and dataset.background is not None:
+        wanted = f"the background as the first class, for {PNP}"
+        raise UserError("--style pnp", wanted, f"'{dataset.classes[dataset.background]}' as class {dataset.background}")
     return {"background": UNCOVERED if style == "pnp" else "none"}
 
 
@@ -233,11 +236,18 @@ def setting_of(run: Run, dataset: Dataset, style: str, ratio: float) -> dict[str
     if options is None:
         return {"patch": run.patch, "style": style}
     changed = [value for name, value in options.constants.items() if name != "windows" and value is not None]
-    changed += [value for values in (options.dslo, options.recipe) for value in values.values() if value is not None]
+    given = [item for values in (options.dslo, options.recipe) for item in values.items()]
+    changed += [value for name, value in given if name != "pamr" and value is not None]
     usual = {"window": 13, "tau": 0.01, "alpha": 0.95, "mode": "official", "max_iter": None}
     changed += [1 for name, value in usual.items() if options.propagation.get(name, value) != value]
     recipe = RECIPES.get(options.base if run.method == "floss" else run.method)
-    changed += [1] if recipe is not None and options.features != recipe.features else []
+    features = recipe.features if recipe is not None else "kk" if options.uses_attention() else "maskclip"
+    changed += [1] if run.method != PNP and options.features != features else []
+    changed += [1] if options.uses_attention() and options.attention_layer is not None else []
+    if run.method == "floss":
+        ranking = options.ranking()
+        used = (options.top, options.fusion, ranking.metric, ranking.mode)
+        changed += [1] if used != (TOP, FUSIONS[0], "entropy", "pixel_exact") else []
     if changed or options.exemplars or options.templates or options.preset not in ("auto", "paper"):
         return None
     changed = [value for value in (*options.pnp.values(), options.tuned) if value is not None]
@@ -255,6 +265,7 @@ def setting_of(run: Run, dataset: Dataset, style: str, ratio: float) -> dict[str
         "short_side": options.short_side,
         "resize": options.resize,
         "words": run.words,
+        "pamr": bool(options.recipe.get("pamr")),
         "style": style,
     }
 

@@ -77,15 +77,15 @@ def output_stems(images: list[Path]) -> dict[Path, str]:
     return stems
 
 
-def check_out_folder(out: Path) -> None:
-    """Raises UserError if `out` cannot become a folder with our files in it. Creates nothing."""
+def check_out_folder(out: Path, option: str = "--out") -> None:
+    """Raises UserError if `out`, given by `option`, cannot become a folder with our files in it. Creates nothing."""
     if out.exists() and not out.is_dir():
-        raise UserError("--out", "a folder", f"the file {out}")
+        raise UserError(option, "a folder", f"the file {out}")
     ancestor = out.absolute()
     while not ancestor.exists():
         ancestor = ancestor.parent
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UserError("--out", "a folder that can be written", f"{out} (no permission in {ancestor})")
+        raise UserError(option, "a folder that can be written", f"{out} (no permission in {ancestor})")
 
 
 def _remove_abandoned(folder: Path, names: list[str]) -> None:

@@ -97,6 +97,8 @@ class SegmentationMetrics:
             raise UserError("--metrics", " or ".join((*METRICS, "both between commas")), f"'{','.join(metrics)}'")
         if style not in STYLES:
             raise UserError("--style", " or ".join(STYLES), f"'{style}'")
+        if not 0 < ratio < math.inf:
+            raise UserError("--boundary-ratio", "a positive number", ratio)
         self.style, self.ratio, self.ignore_label = style, ratio, ignore_label
         lower = [name.lower() for name in names]
         self._shift = int(style == "pnp" and BACKGROUND not in lower)  # whether the background is ours

@@ -381,11 +381,12 @@ def plan(options: SegmentOptions) -> tuple[list[Path], Path | None, dict[Path, O
         raise UserError("--points-on", "at least one --point with it", "none")
     check_method(options, images)
     check_out_folder(options.out)
-    for argument in options.images:
-        if Path(argument).is_dir() and Path(argument).resolve() == options.out.resolve():
-            raise UserError("--out", "another folder than that of the images", options.out)
     if options.panels is not None:
-        check_out_folder(options.panels)
+        check_out_folder(options.panels, "--save-panels")
+    for argument in options.images:
+        for option, folder in {"--out": options.out, "--save-panels": options.panels}.items():
+            if folder is not None and Path(argument).is_dir() and Path(argument).resolve() == folder.resolve():
+                raise UserError(option, "another folder than that of the images", folder)
     stems = output_stems(images)
     outputs = {path: OutputPaths.of(options.out, stem, panels=options.panels) for path, stem in stems.items()}
     inputs = images + [path for exemplar in options.exemplars for path in (exemplar.image, exemplar.mask)]

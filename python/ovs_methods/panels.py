@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _GAP, _MARGIN = 10, 14
 _WIDTH = 2000  # of a panel, about
 _SIDES = (220, 620)  # least and largest width of a picture
+_TALL = 1200  # largest height of one
 _INK, _FAINT, _PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
 # Kinds of errors: dark, light and between, so that they stay apart with any colour blindness.
 _MISSED, _INVENTED, _CONFUSED = (62, 12, 110), (255, 200, 20), (219, 58, 30)
@@ -268,13 +269,14 @@ def comparison(
     across = min(len(columns), 4) + (1 if target is not None or len(columns) < 2 else 0)
     across = max(2, across)
     width = int(np.clip((_WIDTH - 2 * _MARGIN) // across - _GAP, *_SIDES))
-    picture, small = _shrunk(photo, [c.labels for c in columns] + ([target] if target is not None else []), width)
+    narrow = min(width, max(1, round(_TALL * photo.width / photo.height)))
+    picture, small = _shrunk(photo, [c.labels for c in columns] + ([target] if target is not None else []), narrow)
     truth = small.pop() if target is not None else None
     per_row = across - 1
     bands = -(-len(columns) // per_row)
     high = 2 if target is not None else 1
     lines = 4 + (len(order) + len(extra)) * 9 // max(1, across * 3)
-    sheet = _Sheet(picture.shape[:2], across, bands * high, _MARGIN + lines * 36)
+    sheet = _Sheet((len(picture), width), across, bands * high, _MARGIN + lines * 36)
     sheet.put(0, 0, picture, "photo", title)
     if truth is not None:
         tinted = _hatched(_tint(picture, np.where(truth == ignore, 0, truth), colors), truth == ignore)

@@ -20,6 +20,7 @@ pytest.importorskip("PIL")
 import dataset_layouts as layouts
 from ovs_methods.cli import main
 from ovs_methods.data import CLASSES, load_dataset
+from ovs_methods.errors import UserError
 from ovs_methods.evaluate import EvaluateOptions, Evaluation, patch_oracle, read_ahead
 from ovs_methods.evaluation_runs import plan_runs, published_of
 from ovs_methods.options import SegmentOptions
@@ -200,6 +201,10 @@ def test_shards_add_up(evaluate, tmp_path, mine):
     assert (code, said) == (0, "")
     assert evaluate(*options, "--out", tmp_path / "whole")[0] == 0
     assert counts(tmp_path / "sum") == counts(tmp_path / "whole")
+    document = results(tmp_path / "1")
+    (tmp_path / "1" / "results.json").write_text(json.dumps({**document, "failed": {"z": "z.jpg: damaged"}}))
+    code, said, _ = evaluate("--merge", *parts, "--out", tmp_path / "less")
+    assert (code, "1 could not be used" in said, "the same command" in said) == (1, True, False)
     expected = []
     for values in mine.masks.values():  # the oracle, pixel by pixel
         height, width = values.shape
@@ -245,6 +250,8 @@ def test_images_that_cannot_be_used_are_named_and_tried_again(evaluate, tmp_path
         assert part in errors
     assert f"no partner: {mine.root}/masks/{names[3]}.png (no image)" in errors
     assert "1 images, 3 could not be used, 1 without a partner" in said
+    assert "the same command tries the images again" in said
+    assert "no partner" not in evaluate(*options, "--quiet")[2]
     document = results(tmp_path / "out")
     assert (document["images"], sorted(document["failed"])) == (1, names[:3])
     code, _, errors = evaluate(*options, "--strict", "--overwrite")
@@ -336,6 +343,15 @@ def test_window_study_and_exemplars(evaluate, tmp_path, mine, clip_folder, chels
         assert counts(out)["coarse"] == method["counts"]
 
 
+def test_the_command_offers_what_there_is():
+    from ovs_methods import data, methods
+    from ovs_methods.cli import evaluate as command
+    from ovs_methods.cli import segment
+
+    assert command._KINDS == data.KINDS
+    assert set(segment.METHODS) == {*methods.METHODS, "floss", methods.PNP}
+
+
 def test_what_cannot_be_used_is_one_line(evaluate, tmp_path, mine):
     kind = ["--dataset", mine.root, "--kind", "folder"]
     oracle = [*kind, "--oracle", "patch"]
@@ -365,6 +381,12 @@ def test_what_cannot_be_used_is_one_line(evaluate, tmp_path, mine):
         ),
         ([*kind, "--method", "coarse", "--top", "3"], "--top: expected --method floss with it"),
         (["--dataset", mine.root, "--kind", "voc20", "--images", "x"], "--images: expected --kind folder with it"),
+        ([*oracle, "--save-panels", mine.root / "masks"], "--save-panels: expected another folder than those of the"),
+        ([*oracle, "--save-panels", mine.root / "images" / "new"], "--save-panels: expected another folder than those"),
+        ([*oracle, "--save-panels", tmp_path / "file"], "--save-panels: expected a folder, got the file"),
+        ([*oracle, "--boundary-ratio", "0"], "--boundary-ratio: expected a positive number, got 0.0"),
+        ([*oracle, "--boundary-ratio", "nan"], "--boundary-ratio: expected a positive number, got nan"),
+        ([*oracle, "--reduce-zero-label", "--kind", "voc20"], "--reduce-zero-label: expected --kind folder with it"),
         ([*oracle, "--ignore-label", "70000"], "argument --ignore-label: expected an integer from 0 to 65535"),
     ]
     for arguments, text in cases:
@@ -446,6 +468,71 @@ def test_naclip_sees_voc_and_cityscapes_as_published(voc, clip_folder, tmp_path,
         (other,) = plan_runs(dataclasses.replace(template, **changed), ("naclip",), dataset, [])
         assert published_of(other, dataset, "mmseg", 0.02) == {}
     assert published_of(run, dataset, "pnp", 0.02) == published_of(run, dataset, "mmseg", 0.05) == {}
+
+
+def test_papers_do_not_speak_for_other_settings(voc, tmp_path):
+    dataset = load_dataset("voc20", voc.root)
+    rows = [{"template_id": index, "entropy": 0.1 * index, "pixel_percentage": 1.0} for index in range(8)]
+    ranked = {name: {"entropy_ranking": rows} for name in dataset.classes}
+    (tmp_path / "ranking.json").write_text(json.dumps({"model": "maskclip", "dataset": "voc20", "classes": ranked}))
+    template = SegmentOptions(images=[], out=tmp_path, resize="sampled", experts=str(tmp_path / "ranking.json"))
+
+    def number(method, **changed):
+        plain = template if method == "floss" else dataclasses.replace(template, experts=None)
+        (run,) = plan_runs(dataclasses.replace(plain, **changed), (method,), dataset, [])
+        found = published_of(run, dataset, "mmseg", 0.02).get("miou")
+        return found and found.value
+
+    assert number("floss") == number("floss", top=4, fusion="highest") == 61.8
+    others = [{"top": 1}, {"fusion": "average"}, {"short_side": 336}, {"constants": {"windows": "none"}}]
+    assert [number("floss", **changed) for changed in others] == [None] * 4
+    assert (number("lposs", features="maskclip"), number("lposs", features="kk")) == (78.8, None)
+    assert (number("dslo-mv", features="kk"), number("dslo-mv", features="maskclip")) == (89.0, None)
+    others = [{"attention_layer": "up_0:1"}, {"short_side": 336}, {"dslo": {"scale": 40.0}}]
+    assert [number("dslo-mv", **changed) for changed in others] == [None] * 3
+    assert (number("naclip"), number("naclip", recipe={"pamr": True})) == (79.7, 83.03)
+    assert number("proxyclip", recipe={"pamr": True}) is None
+
+
+def test_floss_is_what_segment_writes(evaluate, tmp_path, mine, clip_folder):
+    """A ranking of the class names: the labels are in the data set's order, whatever the ranking's is."""
+    rows = {"cup": (3, 9), "background": (5, 2), "cat": (70, 11)}
+    ranked = {
+        name: {
+            "entropy_ranking": [
+                {"template_id": template, "entropy": 0.1 * (rank + 1), "pixel_percentage": 5.0}
+                for rank, template in enumerate(templates)
+            ]
+        }
+        for name, templates in rows.items()
+    }
+    (tmp_path / "ranking.json").write_text(json.dumps({"model": "maskclip", "dataset": "mine", "classes": ranked}))
+    (mine.root / "classes.txt").write_text("background\ncat\ncup\n")
+    chosen = ["--method", "floss", "--experts", tmp_path / "ranking.json", "--backbone", f"local-dir:{clip_folder}"]
+    chosen += ["--size", "64", "--windows", "none", "--threads", "1", "--quiet"]
+    where = ["--dataset", mine.root, "--kind", "folder", "--limit", "3"]
+    assert evaluate(*where, *chosen, "--out", tmp_path / "out")[:2] == (0, "")
+    names = list(mine.masks)[:3]
+    photos = [mine.root / "images" / f"{name}.jpg" for name in names]
+    command = [*photos, "--classes", "background, cat, cup", *chosen, "--resize", "sampled", "--out", tmp_path / "made"]
+    assert main(["segment", *map(str, command)]) == 0
+    pairs = []
+    for name in names:
+        with Image.open(tmp_path / "made" / f"{name}_labels.png") as file:
+            pairs.append((np.asarray(file), mine.masks[name]))
+    assert len({value for labels, _ in pairs for value in np.unique(labels).tolist()}) > 1
+    found = [entry["iou"] for entry in results(tmp_path / "out")["methods"][0]["classes"]]
+    np.testing.assert_allclose(found, iou_of(pairs, range(3)), atol=1e-4)
+
+
+def test_pnp_ovss_on_one_class_and_a_background_with_other_names(mine):
+    template = SegmentOptions(images=[], out=mine.root)
+    (mine.root / "classes.txt").write_text("background; wall\ncat\n")
+    (run,) = plan_runs(template, ("pnp-ovss",), load_dataset("folder", mine.root), [])
+    assert (run.options.classes, run.options.background) == ("cat", "uncovered")
+    (mine.root / "classes.txt").write_text("cat\nbackground\n")
+    with pytest.raises(UserError, match=r"--style pnp: expected the background as the first class, .* as class 1"):
+        plan_runs(template, ("pnp-ovss",), load_dataset("folder", mine.root), [], style="pnp")
 
 
 def test_a_state_of_other_images_or_a_damaged_one_is_not_gone_on_with(evaluate, tmp_path, mine):

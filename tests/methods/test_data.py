@@ -57,6 +57,14 @@ def test_masks_coded_by_the_colours_of_voc(voc_root, tmp_path):
         read_target(tmp_path / "other.png", rule)
 
 
+def test_indices_count_in_palette_masks_of_voc(voc_root, tmp_path):
+    rule = load_dataset("voc21", voc_root.root).rule
+    image = Image.fromarray(np.array([[0, 8, 15, 255]], np.uint8))
+    image.putpalette([channel for index in range(256) for channel in (index, 255 - index, 0)])
+    image.save(tmp_path / "own.png")
+    np.testing.assert_array_equal(read_target(tmp_path / "own.png", rule), [[0, 8, 15, 255]])
+
+
 def test_pascal_context(tmp_path, chelsea):
     root = tmp_path / "VOCdevkit" / "VOC2010"
     made = layouts.pairs(root, "JPEGImages/{}.jpg", "SegmentationClassContext/{}.png", [0, 1, 59], chelsea)
@@ -223,12 +231,41 @@ def test_masks_that_cannot_be_used_name_the_file(tmp_path):
         ("c.json", '[{"color": [1, 2, 3]}]', "a name, or"),
         ("c.json", "{", "a class list in JSON"),
         ("c.json", "3", "a list of names"),
+        ("c.txt", "cat\n\ndog\n", "line 2: expected a name, and other names behind semicolons, got ''"),
+        ("c.txt", "\n".join(f"c{index}" for index in range(256)), "no class with the label 255, .* got 'c255'; --ign"),
+        ("c.json", '{"0": "cat", "255": "border"}', "no class with the label 255, .* got 'border'"),
     ],
 )
 def test_class_lists_that_cannot_be_used(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_class_list(tmp_path / name)
+
+
+def test_a_long_class_list_counts_255_or_leaves_it_out(tmp_path):
+    names = [f"c{index}" for index in range(300)]
+    (tmp_path / "c.txt").write_text("\n".join(names))
+    assert read_class_list(tmp_path / "c.txt", ignored=(65535,)).values[255] == 255
+    (tmp_path / "c.txt").write_text("\n".join(["-" if name == "c255" else name for name in names]))
+    values = read_class_list(tmp_path / "c.txt").values
+    assert (values[254], values[255], values[256]) == (254, -1, 255)
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "message"),
+    [
+        ("voc21", {"mask_suffix": "_m.png"}, "--mask-suffix: expected --kind folder with it, got --kind voc21"),
+        ("voc21", {"class_list": "c.txt"}, "--class-list: expected --kind folder with it"),
+        ("voc21", {"reduce_zero": True}, "--reduce-zero-label: expected --kind folder with it"),
+        ("folder", {"images": "images", "split": "val"}, "--split: expected no --images with it, .*, got 'val'"),
+        ("folder", {"class_list": "ids.json", "reduce_zero": True}, "--reduce-zero-label: expected no class with .* 0"),
+    ],
+)
+def test_choices_that_would_be_left_unused(tmp_path, chelsea, kind, choices, message):
+    made = layouts.folder(tmp_path, chelsea)
+    (made.root / "ids.json").write_text('{"0": "background", "1": "cat", "2": "cup"}')
+    with pytest.raises(UserError, match=message):
+        load_dataset(kind, made.root, Choices(**choices))
 
 
 def test_missing_and_extra_files_are_listed(tmp_path, chelsea):

@@ -82,6 +82,9 @@ def test_a_panel_has_a_picture_for_everything(photo):
     assert many.height > 2 * made.height
     small = comparison(photo.resize((40, 20)), [Column("m", np.zeros((20, 40), int))], NAMES)
     assert small.width > 400  # readable all the same
+    strip = np.zeros((3000, 20), int)
+    tall = comparison(photo.resize((20, 3000)), [Column("m", strip)], NAMES, target=strip)
+    assert tall.height < 3000  # two rows of pictures
 
 
 def test_names_stand_inside_their_regions(photo):
@@ -125,3 +128,5 @@ def test_segment_saves_panels_and_knows_when_they_are_there(ovs, tmp_path, chels
         assert file.width > 2 * 400
     assert "done before" in ovs(*command, "--save-panels", "pictures").stdout
     assert json.loads((tmp_path / "out" / "chelsea.json").read_text())["image"] == "chelsea.png"
+    (tmp_path / "file").write_text("")
+    assert "error: --save-panels: expected a folder, got the file" in ovs(*command, "--save-panels", "file").stderr

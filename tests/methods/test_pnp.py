@@ -207,6 +207,8 @@ def test_what_a_round_drops():
     assert drop_patches(saliency, every, three).tolist() == [True, False, True, False, False, True, True]
     assert drop_patches(saliency, left, choose_pnp_preset(changed={"drop": 9})).sum() == 0
     assert drop_patches(saliency, left, choose_pnp_preset(changed={"drop": 0})).equal(left)
+    decimal = choose_pnp_preset(changed={"drop": 0.07})  # of 100 patches 7, though 0.07 * 100 > 7 in floating point
+    assert drop_patches(torch.arange(100.0), torch.ones(100, dtype=torch.bool), decimal).sum() == 93
     code = choose_pnp_preset("code", {"drop": 4})  # the last four of an ascending sort where what is gone counts 0
     assert drop_patches(saliency, left, code).tolist() == [True, False, True, False, False, False, False]
 

@@ -43,6 +43,33 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
 
 
+def shard(text: str) -> tuple[int, int]:
+    """The type of an option I/N."""
+    index, _, shards = text.partition("/")
+    if not (index.isdecimal() and shards.isdecimal() and 1 <= int(index) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got '{text}'")
+    return int(index), int(shards)
+
+
+def exemplar(text: str) -> Any:
+    """The type of an option IMAGE:MASK."""
+    from ..vocabulary.exemplar import parse_exemplar
+
+    return parse_exemplar(text)
+
+
+def class_name(text: str) -> Any:
+    """The type of an option ID=NAME."""
+    from ..vocabulary.exemplar import parse_class_name
+
+    return parse_class_name(text)
+
+
+def minutes(seconds: float) -> str:
+    """A time for people, as 3:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def add_propagation(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the pixel stage."""
     group = parser.add_argument_group("propagation (ovs_kernels.lp_pixels)")

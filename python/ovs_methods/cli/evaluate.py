@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import OK, RAW, SOME_FAILED, Progress, integer, number
+from .common import OK, RAW, SOME_FAILED, Progress, class_name, exemplar, integer, minutes, number, shard
 from .segment import METHODS, add_method_options, method_options
 
 _DESCRIPTION = """\
@@ -45,12 +45,6 @@ _OF_MERGE = ("help", "merge", "out", "overwrite", "quiet")
 _KINDS = ("voc20", "voc21", "context59", "context60", "coco-object", "coco-stuff", "ade20k", "cityscapes", "folder")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    from .rank import _shard as parse
-
-    return parse(text)
-
-
 def _patch(text: str) -> int:
     name, _, side = text.partition(":")
     if name != "patch" or not (side or "16").isdecimal() or not 1 <= int(side or 16) <= 1024:
@@ -62,25 +56,13 @@ def _panels(text: str) -> int | Path:
     return int(text) if text.isdecimal() else Path(text)
 
 
-def _exemplar(text: str) -> Any:
-    from ..vocabulary.exemplar import parse_exemplar
-
-    return parse_exemplar(text)
-
-
-def _class_name(text: str) -> Any:
-    from ..vocabulary.exemplar import parse_class_name
-
-    return parse_class_name(text)
-
-
 def _add_dataset(parser: Any) -> None:
     group = parser.add_argument_group("data set")
     group.add_argument("--dataset", type=Path, metavar="ROOT", help="folder of the data set")
     group.add_argument("--kind", choices=_KINDS, help="whose layout, classes and labels it has")
     group.add_argument("--split", metavar="NAME", help="part of it (val, val2017 or validation)")
     group.add_argument("--limit", type=integer(1, 10**9), metavar="N", help="use the first N images only")
-    group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th")
+    group.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th")
     group.add_argument(
         "--strict", action="store_true", help="stop at the first image that cannot be used, or if a file has no partner"
     )
@@ -148,12 +130,12 @@ def _add_words(parser: Any) -> None:
         "--exemplar",
         action="append",
         default=[],
-        type=_exemplar,
+        type=exemplar,
         metavar="IMAGE:MASK",
         help="classes by a photo and its mask with the data set's labels, instead of by words (repeatable)",
     )
     group.add_argument(
-        "--class-name", action="append", default=[], type=_class_name, metavar="ID=NAME", help="of an id in such masks"
+        "--class-name", action="append", default=[], type=class_name, metavar="ID=NAME", help="of an id in such masks"
     )
     group.add_argument(
         "--prototypes", type=integer(1, 64), default=5, metavar="N", help="embeddings of a class in a mask (5)"
@@ -209,13 +191,13 @@ class _EvaluateProgress(Progress):
         elif self._bar is None and not self._quiet and (now - self._said > 10 or self._done == self._total):
             self._said = now
             left = (self._total - self._done) / rate
-            self._say(f"[{self._done}/{self._total}] {rate:.2f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
+            self._say(f"[{self._done}/{self._total}] {rate:.2f} images/s, {minutes(left)} left")
 
     def _plan(self, todo: int, before: int, missing: tuple[str, ...]) -> None:
         self._total, self.before = todo, before
-        for path in missing[:5]:
+        for path in missing[:5] if not self._quiet else ():
             print(f"ovs evaluate: note: no partner: {path}", file=sys.stderr)
-        if len(missing) > 5:
+        if len(missing) > 5 and not self._quiet:
             print(f"ovs evaluate: note: and {len(missing) - 5} other files without a partner", file=sys.stderr)
         if before and todo and not self._quiet:
             print(f"{before} images were done before, {todo} are left", flush=True)
@@ -326,6 +308,6 @@ def _report(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
         print(f"{document['images']} images, {failed} could not be used, {len(document['missing'])} without a partner")
         print(f"per image: {spent[OVERHEAD]:.1f} ms {OVERHEAD}, {spent[READING]:.1f} ms {READING}")
         print(f"wrote {arguments.out / 'results.json'}, {arguments.out / 'results.csv'}")
-    if document["failed"] and not arguments.quiet:
+    if document["failed"] and not arguments.quiet and arguments.merge is None:
         print("the same command tries the images again that could not be used")
     return SOME_FAILED if document["failed"] else OK

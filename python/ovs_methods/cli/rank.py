@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .common import OK, RAW, SOME_FAILED, Progress, add_common, integer
+from .common import OK, RAW, SOME_FAILED, Progress, add_common, integer, minutes, shard
 
 _PATIENCE = 3.0  # seconds of encoding text after which a user is told
 
@@ -33,13 +33,6 @@ examples:
 
 exit status: 0 all done, 1 some images of several failed, 2 something given cannot be used, 130 interrupted
 """
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, _, shards = text.partition("/")
-    if not (index.isdecimal() and shards.isdecimal() and 1 <= int(index) <= int(shards)):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got '{text}'")
-    return int(index), int(shards)
 
 
 def _add_model(parser: Any) -> None:
@@ -105,16 +98,12 @@ def add(commands: Any) -> None:
     ranking.add_argument("--limit", type=integer(1, 10**9), metavar="N", help="use the first N images only")
     ranking.add_argument("--dataset", metavar="NAME", help="name of the data set, kept in the file")
     ranking.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th"
+        "--shard", type=shard, default=(1, 1), metavar="I/N", help="use every N-th image from the I-th"
     )
     ranking.add_argument("--merge", nargs="+", type=Path, metavar="FILE.json", help="add rankings up instead")
     add_common(parser)
     others = [action for action in parser._actions if action.dest not in _OF_MERGE]
     parser.set_defaults(others={(action.option_strings or ["IMAGE"])[0]: action for action in others})
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class _RankProgress(Progress):
@@ -145,7 +134,7 @@ class _RankProgress(Progress):
                 self._say(f"ovs rank-templates: error: {detail}", sys.stderr)
         elif self._bar is None and not self._quiet:
             clock, _ = detail
-            speed = f"{rate:.2f} images/s, {_minutes((self._total - self._done) / rate)} left"
+            speed = f"{rate:.2f} images/s, {minutes((self._total - self._done) / rate)} left"
             self._say(f"[{self._done}/{self._total}] {image} ({clock}; {speed})")
 
     def _encode(self, ready: int, words: int, templates: int) -> None:
@@ -157,7 +146,7 @@ class _RankProgress(Progress):
         elif self._bar is not None:
             self._bar.update(self._task, completed=ready)
         elif not (self._said or self._quiet) and now - self._began > _PATIENCE:
-            left = _minutes((words - ready) * (now - self._began) / ready)
+            left = minutes((words - ready) * (now - self._began) / ready)
             print(f"encoding {words} names in {templates} templates, {left} left; kept for later runs", flush=True)
             self._said = True
         if ready == words:

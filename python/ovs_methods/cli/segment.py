@@ -13,7 +13,9 @@ from .common import (
     add_features,
     add_patch_stage,
     add_propagation,
+    class_name,
     constants,
+    exemplar,
     features,
     integer,
     number,
@@ -67,18 +69,6 @@ def _point(text: str) -> Any:
     return parse_point(text)
 
 
-def _exemplar(text: str) -> Any:
-    from ..vocabulary.exemplar import parse_exemplar
-
-    return parse_exemplar(text)
-
-
-def _class_name(text: str) -> Any:
-    from ..vocabulary.exemplar import parse_class_name
-
-    return parse_class_name(text)
-
-
 def _add_classes(segment: Any) -> None:
     classes = segment.add_argument_group("classes")
     classes.add_argument(
@@ -111,7 +101,7 @@ def _add_classes(segment: Any) -> None:
         "--exemplar",
         action="append",
         default=[],
-        type=_exemplar,
+        type=exemplar,
         metavar="IMAGE:MASK",
         help="a photo and its mask of class ids, 255 is ignored (repeatable)",
     )
@@ -119,7 +109,7 @@ def _add_classes(segment: Any) -> None:
         "--class-name",
         action="append",
         default=[],
-        type=_class_name,
+        type=class_name,
         metavar="ID=NAME",
         help="name of an id in the masks; once one is named, all but 0 must be (0=background, 7='class 7')",
     )

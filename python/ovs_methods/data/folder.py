@@ -81,8 +81,8 @@ def _entries_of_json(text: str, path: Path) -> list[tuple[list[str], tuple[int, 
 
 
 def _entries_of_text(text: str, path: Path) -> list[tuple[list[str], tuple[int, int, int] | None, int | None]]:
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    return [(*_parse_line(line, f"{path}: line {number}"), None) for number, line in lines if line]
+    lines = text.rstrip().splitlines()
+    return [(*_parse_line(line.strip(), f"{path}: line {number}"), None) for number, line in enumerate(lines, 1)]
 
 
 def read_class_list(path: Path, reduce_zero: bool = False, ignored: tuple[int, ...] = (255,)) -> ClassList:
@@ -99,7 +99,8 @@ def read_class_list(path: Path, reduce_zero: bool = False, ignored: tuple[int, .
         The classes.
 
     Raises:
-        UserError: the file cannot be read, has no class, or has a name, label or colour twice.
+        UserError: the file cannot be read, has no class, an empty line between others, a name, label or colour twice,
+            or a class with the label 255 or 0 that `ignored` or `reduce_zero` leaves out.
     """
     if not path.is_file():
         raise UserError("--class-list", "a file with a class per line", f"nothing at {path}")
@@ -121,6 +122,11 @@ def read_class_list(path: Path, reduce_zero: bool = False, ignored: tuple[int, .
         given.add(value)
         meaning = -1 if words == [IGNORED] else index
         index += meaning >= 0
+        if meaning >= 0 and reduce_zero and value == 0:
+            raise UserError("--reduce-zero-label", "no class with the label 0", f"'{words[0]}' in {path}")
+        if meaning >= 0 and value in ignored and value == 255:  # else its pixels would be left out unseen
+            advice = "--ignore-label 65535 counts it, the name - leaves it out"
+            raise UserError(path, "no class with the label 255, which does not count", f"'{words[0]}'", advice)
         if value not in ignored or meaning < 0:
             values[value] = meaning
         if color is not None:

@@ -30,7 +30,7 @@ class Choices:
 
     Attributes:
         split: part of the data set; None is its validation set.
-        images: folder of the photos, relative to the root; of `folder` only, as the following.
+        images: folder of the photos, relative to the root; of the kind `folder` only, as the following but `ignored`.
         masks: folder of the masks.
         mask_suffix: end of the masks' file names, as _mask.png.
         class_list: file of the classes.
@@ -71,7 +71,7 @@ def _from_list(names: list[str], image: Callable[[str], Path], mask: Callable[[s
     items, missing = [], []
     for name in names:
         item = Item(name, image(name), mask(name))
-        absent = [str(path) for path in (item.image, item.mask) if not path.is_file()]
+        absent = [f"{path} (listed, not there)" for path in (item.image, item.mask) if not path.is_file()]
         missing += absent
         if not absent:
             items.append(item)
@@ -99,7 +99,7 @@ def _pascal(kind: str, root: Path, choices: Choices) -> tuple:
     items, missing = _from_list(names, lambda name: photos / f"{name}.jpg", lambda name: masks / f"{name}.png")
     first = kind in ("voc20", "context59")
     rule = MaskRule.plain(len(CLASSES[kind]), first=int(first), ignored=choices.ignored)
-    return split, items, missing, dataclasses.replace(rule, colors=voc_colors(rule)) if voc else rule
+    return split, items, missing, dataclasses.replace(rule, colors=voc_colors(rule), indexed=True) if voc else rule
 
 
 def _coco(kind: str, root: Path, choices: Choices) -> tuple:
@@ -161,6 +161,8 @@ _LAYOUTS = {
 
 
 def _folder(root: Path, choices: Choices) -> Dataset:
+    if choices.images and choices.split:
+        raise UserError("--split", "no --images with it, which names the folder too", f"'{choices.split}'")
     images = find_below(root, choices.images or choices.split, IMAGE_FOLDERS, "--images", "a folder of images")
     masks = find_below(root, choices.masks, MASK_FOLDERS, "--masks", "a folder of masks")
     listed = find_below(root, choices.class_list, CLASS_LISTS, "--class-list", "a file with a class per line")
@@ -194,8 +196,10 @@ def load_dataset(kind: str, root: Path | str, choices: Choices | None = None) ->
     if kind == "folder":
         made = _folder(root, choices)
     else:
-        for option, value in {"--images": choices.images, "--masks": choices.masks}.items():
-            if value is not None:
+        given = {"--images": choices.images, "--masks": choices.masks, "--mask-suffix": choices.mask_suffix}
+        given |= {"--class-list": choices.class_list, "--reduce-zero-label": choices.reduce_zero}
+        for option, value in given.items():
+            if value:
                 raise UserError(option, "--kind folder with it", f"--kind {kind}")
         split, items, missing, rule = _LAYOUTS[kind](kind, root, choices)
         made = Dataset(kind, root, split, CLASSES[kind], tuple(items), rule, missing=tuple(missing))

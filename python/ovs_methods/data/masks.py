@@ -22,11 +22,13 @@ class MaskRule:
         classes: C, the number of classes.
         values: class of each value in a mask; -1 where its pixels do not count. Other values are errors.
         colors: the same for the colours (r, g, b) of a mask that is coded by colours; None if it is not.
+        indexed: in a palette mask the indices count, whatever `colors` says.
     """
 
     classes: int
     values: Mapping[int, int]
     colors: Mapping[tuple[int, int, int], int] | None = None
+    indexed: bool = False
 
     @property
     def ignore(self) -> int:
@@ -111,8 +113,8 @@ def _of_values(path: Path, values: np.ndarray, rule: MaskRule) -> np.ndarray:
 
 
 def _of_palette(path: Path, values: np.ndarray, palette: list[int], rule: MaskRule) -> np.ndarray:
-    """Indices of the palette are labels, but where the class list has colours, which then say what is meant."""
-    if rule.colors is None:
+    """Indices of the palette are labels, but where the user's class list has colours, which then say what is meant."""
+    if rule.colors is None or rule.indexed:
         return _of_values(path, values, rule)
     found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
     if found.max(initial=0) * 3 + 3 > len(palette):

@@ -49,10 +49,12 @@ def published_numbers(method: str, kind: str, setting: Mapping[str, Any]) -> dic
         By metric, the number of the first table that fits; nothing where the setting is no published one.
     """
     document, found = _document(), {}
+    usual = {"style": "mmseg", "pamr": False}
+    setting = {**usual, **setting}
     for table in document["tables"]:
         columns = document["columns"][table["columns"]]
         for row in table["rows"]:
-            wanted = {"style": "mmseg", **document["settings"].get(row.get("like"), {}), **row.get("setting", {})}
+            wanted = {**usual, **document["settings"].get(row.get("like"), {}), **row.get("setting", {})}
             if row["method"] != method or kind not in columns or table["metric"] in found:
                 continue
             if all(_fits(value, setting.get(name), kind) for name, value in wanted.items()):

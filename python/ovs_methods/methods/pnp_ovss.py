@@ -8,6 +8,7 @@ stand out most are blanked and the rest is looked at again, a few times; the map
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def drop_patches(saliency: Tensor, kept: Tensor, constants: PnpPreset) -> Tensor
 
 
 def _count(drop: float, patches: int) -> int:
-    return min(patches, int(drop) if drop >= 1 else math.ceil(drop * patches))
+    return min(patches, int(drop) if drop >= 1 else math.ceil(Fraction(str(drop)) * patches))  # 0.07 of 100 is 7
 
 
 def make_prompts(matcher: ImageTextMatcher, words: Sequence[str], constants: PnpPreset) -> list[Prompt]:
