@@ -1,7 +1,8 @@
-"""`dense_crf`: the settings of PnP-OVSS and of pydensecrf's example on synthetic scenes."""
+"""`dense_crf`: the settings of PnP-OVSS and of pydensecrf's example, on a photo and on synthetic scenes."""
 
 import functools
 
+import bench_pixels as pixels
 import peers_crf as peers
 import torch
 from harness import OURS, PUBLISHED, PYTORCH, REFERENCE, Case, Implementation, Inputs, Tolerance, Work
@@ -13,16 +14,17 @@ from ovs_kernels.testing import synthetic_scene
 
 PNP = (3.0, 7.0, 50.0, 5.0, 10.0)
 EXAMPLE = (3.0, 3.0, 80.0, 13.0, 10.0)
-# (height, width, classes, iterations, settings)
+# (height, width, classes, iterations, settings, picture). The texture of a photo makes a larger lattice than a scene.
 FULL = [
-    (448, 597, 21, 10, "PnP"),
-    (448, 597, 21, 5, "PnP"),
-    (448, 597, 21, 5, "example"),
-    (448, 597, 59, 10, "PnP"),
-    (448, 597, 2, 10, "PnP"),
-    (336, 448, 21, 10, "PnP"),
+    (448, 597, 21, 10, "PnP", "photo"),
+    (448, 597, 21, 10, "PnP", "scene"),
+    (448, 597, 21, 5, "PnP", "scene"),
+    (448, 597, 21, 5, "example", "scene"),
+    (448, 597, 59, 10, "PnP", "scene"),
+    (448, 597, 2, 10, "PnP", "scene"),
+    (336, 448, 21, 10, "PnP", "scene"),
 ]
-QUICK = [(48, 61, 5, 4, "PnP"), (33, 40, 3, 2, "example")]
+QUICK = [(48, 61, 5, 4, "PnP", "scene"), (33, 40, 3, 2, "example", "photo")]
 
 # pydensecrf works out positions in float32, so a few pixels name other vertices there.
 TOLERANCE = Tolerance(labels=0.995, error=2e-2)
@@ -35,9 +37,12 @@ def settings(iterations: int, name: str) -> peers.Settings:
     return peers.Settings(iterations, *(PNP if name == "PnP" else EXAMPLE))
 
 
-def make_inputs(height: int, width: int, num_classes: int, device: torch.device) -> Inputs:
+def make_inputs(height: int, width: int, num_classes: int, picture: str, device: torch.device) -> Inputs:
     """`image` [3, H, W] uint8 and `probabilities` [C, H, W]."""
-    image, scores, _ = synthetic_scene(height, width, num_classes, 1)
+    if picture == "photo":
+        image, scores = pixels.photo(height, width)[0], pixels.blob_scores(num_classes, height, width)
+    else:
+        image, scores, _ = synthetic_scene(height, width, num_classes, 1)
     return {
         "image": (255 * image).round().to(torch.uint8).to(device),
         "probabilities": (SHARPNESS * scores).softmax(0).to(device),
@@ -104,15 +109,17 @@ def cases(which: str, device: torch.device) -> list[Case]:
         device: where the inputs lie.
     """
     made = []
-    for height, width, num_classes, iterations, name in QUICK if which == "quick" else FULL:
+    for height, width, num_classes, iterations, name, picture in QUICK if which == "quick" else FULL:
         s = settings(iterations, name)
         made.append(
             Case(
-                name=f"{height}x{width} C={num_classes} {iterations} iterations {name}",
+                name=f"{height}x{width} C={num_classes} {iterations} iterations {name}, {picture}",
                 sizes={"H": height, "W": width, "C": num_classes},
                 options={"iterations": iterations, "settings": name},
-                source="synthetic scene",
-                inputs=functools.partial(make_inputs, height, width, num_classes, device),
+                source=f"{pixels.photo(height, width)[1]}; scores: seeded blobs"
+                if picture == "photo"
+                else "synthetic scene",
+                inputs=functools.partial(make_inputs, height, width, num_classes, picture, device),
                 expected=functools.partial(definition, s=s),
                 implementations=implementations(s, device),
                 tolerance=TOLERANCE,
