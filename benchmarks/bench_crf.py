@@ -14,7 +14,7 @@ from ovs_kernels.testing import synthetic_scene
 
 PNP = (3.0, 7.0, 50.0, 5.0, 10.0)
 EXAMPLE = (3.0, 3.0, 80.0, 13.0, 10.0)
-# (height, width, classes, iterations, settings, picture). The texture of a photo makes a larger lattice than a scene.
+# (height, width, classes, iterations, settings, picture). The texture of a photo makes a larger lattice than a synthetic scene.
 FULL = [
     (448, 597, 21, 10, "PnP", "photo"),
     (448, 597, 21, 10, "PnP", "scene"),
@@ -110,15 +110,15 @@ def cases(which: str, device: torch.device) -> list[Case]:
     """
     made = []
     for height, width, num_classes, iterations, name, picture in QUICK if which == "quick" else FULL:
-        s = settings(iterations, name)
+        s, source = settings(iterations, name), "synthetic scene"
+        if picture == "photo":
+            source = f"{pixels.photo(height, width)[1]}; scores: seeded blobs"
         made.append(
             Case(
                 name=f"{height}x{width} C={num_classes} {iterations} iterations {name}, {picture}",
                 sizes={"H": height, "W": width, "C": num_classes},
                 options={"iterations": iterations, "settings": name},
-                source=f"{pixels.photo(height, width)[1]}; scores: seeded blobs"
-                if picture == "photo"
-                else "synthetic scene",
+                source=source,
                 inputs=functools.partial(make_inputs, height, width, num_classes, picture, device),
                 expected=functools.partial(definition, s=s),
                 implementations=implementations(s, device),
