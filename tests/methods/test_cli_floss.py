@@ -369,7 +369,7 @@ def test_recipes_count_unless_the_user_says_otherwise(tmp_path, published):
         (["--method", "naclip", "--top", "4"], ["--top: expected --method floss with it, got --method naclip"]),
         (["--method", "lposs", "--fusion", "highest"], ["--fusion: expected --method floss", "got --method lposs"]),
         (["--method", "lposs+", "--scale", "100"], ["--scale: expected --method maskclip", "got --method lposs+"]),
-        (["--method", "coarse", "--threshold", "0.2"], ["--threshold: expected --method naclip, proxyclip, dslo-mv or"]),
+        (["--method", "coarse", "--threshold", "0.2"], ["--threshold: expected --method naclip, proxyclip, dslo-mv"]),
         (["--method", "dslo-op", "--threshold", "0.2"], ["--threshold: expected --method naclip", "--method dslo-op"]),
         (["--method", "maskclip", "--classes", MANY], ["--classes: expected at most 255 classes", "got 256"]),
         (["--method", "maskclip", "--threshold", "0.1"], ["--threshold: expected --method naclip"]),
