@@ -14,7 +14,7 @@ from ovs_kernels.testing import synthetic_scene
 
 PNP = (3.0, 7.0, 50.0, 5.0, 10.0)
 EXAMPLE = (3.0, 3.0, 80.0, 13.0, 10.0)
-# (height, width, classes, iterations, settings, picture). A photo's texture makes a larger lattice than a synthetic scene.
+# (height, width, classes, iterations, settings, picture); a photo's texture makes a larger lattice
 FULL = [
     (448, 597, 21, 10, "PnP", "photo"),
     (448, 597, 21, 10, "PnP", "scene"),
