@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,14 @@ def environment(cache) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     search = os.pathsep.join(sys.path)
     return {**inherited, "PYTHONPATH": search, "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def _interruptible():
+    """Children can be interrupted, also where this process was started in the background and ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

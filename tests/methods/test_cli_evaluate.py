@@ -147,14 +147,6 @@ def test_methods_share_what_the_encoder_sees(mine, clip_folder, dino_weights):
             np.testing.assert_array_equal(alone.predict(read, {})[0], labels)
 
 
-@pytest.fixture
-def _interruptible():
-    """Children can be interrupted, also where this process was started in the background and ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_run_goes_on(environment, tmp_path, evaluate, mine, models):
     kind = ["--dataset", mine.root, "--kind", "folder", "--metrics", "miou,biou"]
@@ -280,6 +272,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(environment, tmp_pa
     for more, place in ([], "results.partial"), (["--save-panels", "1"], "panels"):
         made = subprocess.run(
             list(map(str, [*command, *more])),
+            cwd=tmp_path,
             env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
             preexec_fn=full_soon,
             capture_output=True,

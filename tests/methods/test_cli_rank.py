@@ -166,14 +166,6 @@ def reader_of(pipe, process):
     raise AssertionError(f"the pipe was not read: {process.communicate(timeout=10)}")
 
 
-@pytest.fixture
-def _interruptible():
-    """Children can be interrupted, also where this process was started in the background and ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("_interruptible")
 def test_killed_and_interrupted_runs_go_on_and_end_in_the_same_bytes(ovs, environment, tmp_path, words, options):
     (tmp_path / "photos" / "3.png").write_bytes(b"no image")  # reported, skipped and counted in the middle

@@ -272,6 +272,7 @@ def test_bad_input(options, tmp_path, changed, text):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_the_command_is_interrupted_and_goes_on(
     tmp_path, photos, blip_folder, clip_folder, environment, capsys, monkeypatch
 ):
