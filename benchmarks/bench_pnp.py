@@ -2,13 +2,13 @@
 
 import functools
 
+import bench_crf
 import peers_pnp as peers
 import torch
 from harness import OURS, PUBLISHED, PYTORCH, Case, Implementation, Inputs, Tolerance, Work
-from ovs_methods.methods.pnp_maps import blur_matrix, postprocess
+from ovs_methods.methods.pnp_maps import postprocess
 from torch import Tensor
 
-from ovs_kernels.reference import crf as reference
 from ovs_kernels.testing import synthetic_scene
 
 # (height, width), classes, whether there is a background, patches along an axis
@@ -55,21 +55,9 @@ def definition(inputs: Inputs, background: bool) -> Tensor:
     maps, image = inputs["maps"].double(), inputs["image"]
     height, width = image.shape[1:]
     sigma = peers.BLUR * max(height, width)
-    rows, columns = (torch.from_numpy(blur_matrix(n, sigma)).to(maps.device) for n in (height, width))
-    channels = rows @ peers.enlarged(maps, (height, width), background) @ columns.t()
-    return reference.dense_crf(
-        image.double(),
-        peers.stretched(channels).softmax(0),
-        iterations=peers.CRF.iterations,
-        gaussian_sxy=[peers.CRF.gaussian_sxy] * 2,
-        bilateral_scales=[peers.CRF.bilateral_sxy] * 2 + [peers.CRF.bilateral_srgb] * 3,
-        exact=False,
-        features=[],
-        compat=[torch.tensor(peers.CRF.gaussian_compat), torch.tensor(peers.CRF.bilateral_compat)],
-        normalization="symmetric",
-        energies=False,
-        clip=1e-5,
-    )
+    rows, columns = (peers.blur_rows(torch.eye(n).to(maps), sigma) for n in (height, width))
+    channels = rows.t() @ peers.enlarged(maps, (height, width), background) @ columns
+    return bench_crf.definition({"image": image, "probabilities": peers.stretched(channels).softmax(0)}, peers.CRF)
 
 
 def count_work(size: tuple[int, int], channels: int, patches: int) -> Work:

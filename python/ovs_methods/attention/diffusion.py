@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ovs_kernels import attention_mean
 
+from ..backbones.pretrained import complete_model, without_bars
 from ..backbones.weights import fingerprint, import_models, load_weights
 from ..errors import UserError
 from ..images import to_tensor
@@ -215,13 +216,10 @@ def _load(repository: str, folder: Path | None, flag: str) -> _Models:
     place = str(folder) if folder is not None else repository
 
     def part(kind: Any, name: str, **arguments: Any) -> Any:
-        model, report = kind.from_pretrained(place, subfolder=name, output_loading_info=True, **arguments)
-        if report["missing_keys"]:  # the packages would go on with random numbers
-            raise ValueError(f"{name} lacks {', '.join(sorted(report['missing_keys'])[:2])}")
-        return model.float().eval().requires_grad_(False)
+        return complete_model(kind, place, name, subfolder=name, **arguments)
 
     def load() -> _Models:
-        with _without_bars(transformers):
+        with without_bars(transformers):
             unet = part(diffusers.UNet2DConditionModel, "unet", low_cpu_mem_usage=False)
             vae = part(diffusers.AutoencoderKL, "vae", low_cpu_mem_usage=False)
             vae.decoder = None
@@ -246,19 +244,6 @@ def _empty_prompt(text: Any, tokenizer: Any) -> Tensor:
     tokens = tokenizer("", truncation=True, **arguments)
     masked = getattr(text.config, "use_attention_mask", False)
     return text(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
-
-
-@contextlib.contextmanager
-def _without_bars(transformers: Any) -> Any:
-    """Without the progress bars of reading files, which come even for what is already here."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def self_attention(unet: Any, name: str, model: str) -> Any:

@@ -7,39 +7,30 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .matching import CrossModules, HookedMatcher, Prompt, word_tokens
-from .pretrained import load_pretrained
+from .matching import Prompt, word_tokens
+from .pretrained import PretrainedMatcher
 
 ENCODE = 30523  # the token [ENC], with which BLIP's text begins when it looks at an image
 
 
-class BlipMatcher(HookedMatcher):
+class BlipMatcher(PretrainedMatcher):
     """`BlipForImageTextRetrieval`: a ViT, BERT with cross-attention, a head of two logits.
 
     The photo is resized to a square (bicubic), the position embedding of the ViT is interpolated to its grid. The first
     token of the text is [ENC], as the original BLIP has it and transformers does not.
 
-    Args:
-        place: name on the hub, or folder.
-        weights: a folder instead of the download.
-        flag: the option that a folder comes from, for error texts.
-
-    Raises:
-        MissingDependency: transformers is not installed.
-        UserError: no such model, or its weights cannot be had.
+    Arguments and errors are those of `PretrainedMatcher`.
     """
 
+    _kind = "BlipForImageTextRetrieval"
     published = (7, 9)
 
     def __init__(self, place: str, weights: Path | None = None, flag: str = "--weights"):
-        loaded = load_pretrained("BlipForImageTextRetrieval", place, weights, flag)
-        self.name, self._model, self._tokenizer = place, loaded.model, loaded.tokenizer
-        self.identity = loaded.identity
+        super().__init__(place, weights, flag)
         config = self._model.config
         if config.text_config.vocab_size <= ENCODE:
             got = f"{place}, with {config.text_config.vocab_size}"
             raise UserError(flag, f"a BLIP with more than {ENCODE} tokens, of which [ENC] is one", got)
-        self.patch = config.vision_config.patch_size
         self.layers, self.heads = config.text_config.num_hidden_layers, config.text_config.num_attention_heads
         self._most = config.text_config.max_position_embeddings
 
@@ -54,14 +45,8 @@ class BlipMatcher(HookedMatcher):
         with torch.inference_mode(False), torch.no_grad():
             return self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)[0]
 
-    @property
-    def _device(self) -> torch.device:
-        return self._model.itm_head.weight.device
-
-    def _cross(self, layer: int) -> CrossModules:
-        attention: Any = self._model.text_encoder.encoder.layer[layer].crossattention
-        inner = attention.self
-        return CrossModules(inner.query, inner.key, inner.value, attention.output.dense)
+    def _cross_attention(self, layer: int) -> Any:
+        return self._model.text_encoder.encoder.layer[layer].crossattention
 
     def _match(self, image: Tensor, ids: Tensor) -> Tensor:
         text = self._model.text_encoder(

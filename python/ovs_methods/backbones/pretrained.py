@@ -1,5 +1,6 @@
-"""A model and a tokenizer of transformers, from the hub or a folder."""
+"""Models and tokenizers of transformers, from the hub or a folder."""
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -7,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
+from .matching import CrossModules, HookedMatcher
 from .weights import fingerprint, import_models, load_weights
 
 _PURPOSE = "a model that matches images and text"
@@ -91,11 +95,9 @@ def load_pretrained(kind: str, place: str, weights: Path | None, flag: str) -> P
     source = str(folder) if folder is not None else place
 
     def load() -> tuple[Any, Any]:
-        with _without_bars(transformers):
-            model, report = getattr(transformers, kind).from_pretrained(source, output_loading_info=True)
-            if report["missing_keys"]:  # transformers would go on with random numbers
-                raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:2])}")
-            return model.float().eval().requires_grad_(False), transformers.AutoTokenizer.from_pretrained(source)
+        with without_bars(transformers):
+            model = complete_model(getattr(transformers, kind), source)
+            return model, transformers.AutoTokenizer.from_pretrained(source)
 
     flag = flag if weights is not None or folder is None else "--model"
     model, tokenizer = load_weights(load, place, folder, flag, f"https://huggingface.co/{place}")
@@ -104,8 +106,60 @@ def load_pretrained(kind: str, place: str, weights: Path | None, flag: str) -> P
     return Pretrained(model, tokenizer, {"model": place, "weights": _identity(transformers, place, folder)})
 
 
+class PretrainedMatcher(HookedMatcher):
+    """A model of transformers that matches images and text.
+
+    Args:
+        place: name on the hub, or folder.
+        weights: a folder instead of the download.
+        flag: the option that a folder comes from, for error texts.
+
+    Raises:
+        MissingDependency: transformers is not installed.
+        UserError: no such model, or its weights cannot be had.
+    """
+
+    _kind: str  # its class in transformers
+
+    def __init__(self, place: str, weights: Path | None = None, flag: str = "--weights"):
+        loaded = load_pretrained(self._kind, place, weights, flag)
+        self.name, self._model, self._tokenizer = place, loaded.model, loaded.tokenizer
+        self.identity = loaded.identity
+        self.patch = self._model.config.vision_config.patch_size
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    @abc.abstractmethod
+    def _cross_attention(self, layer: int) -> Any:
+        """A layer's cross-attention, built as BERT's."""
+
+    def _cross(self, layer: int) -> CrossModules:
+        attention = self._cross_attention(layer)
+        return CrossModules(attention.self.query, attention.self.key, attention.self.value, attention.output.dense)
+
+
+def complete_model(kind: Any, place: str, name: str = "it", **arguments: Any) -> Any:
+    """A model of transformers or diffusers in float32, for inference.
+
+    Args:
+        kind: its class.
+        place: name on the hub, or folder.
+        name: what the error text calls it.
+        arguments: further ones of `from_pretrained`.
+
+    Raises:
+        ValueError: some of its weights are not there, and the packages would go on with random numbers.
+    """
+    model, report = kind.from_pretrained(place, output_loading_info=True, **arguments)
+    if report["missing_keys"]:
+        raise ValueError(f"{name} lacks {', '.join(sorted(report['missing_keys'])[:2])}")
+    return model.float().eval().requires_grad_(False)
+
+
 @contextlib.contextmanager
-def _without_bars(transformers: Any) -> Iterator[None]:
+def without_bars(transformers: Any) -> Iterator[None]:
     """Without the progress bars of reading files, which come even for what is already here."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
